@@ -1,0 +1,107 @@
+"""The only module that knows the folders on disk: expert manifests, and artifacts with a manifest and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from expert_router.errors import ConfigError
+from expert_router.types import AUTO, GENERAL, Adapter, Expert
+
+MANIFEST = "manifest.json"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old or the new one, also after a crash or on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_artifact(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None:
+    """Write files and a manifest that pins their hashes; the manifest goes last, so a crash leaves no valid half."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    manifest = {**about, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_artifact(folder: Path) -> dict[str, Any]:
+    """Read a manifest and check the files it pins. Raises ``ConfigError`` when something is missing or altered."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        files: dict[str, str] = manifest["files"]
+    except FileNotFoundError:
+        raise ConfigError(f"There is no artifact in {folder}: {MANIFEST} is missing.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a manifest: {error}") from error
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file() or sha256_of(file) != expected:
+            raise ConfigError(f"{file} is missing or is not the file that {path} pins.")
+    return manifest
+
+
+def load_experts(folder: Path, home: Path) -> dict[str, Expert]:
+    """All experts below ``folder``, by name, in alphabetical order. Raises ``ConfigError`` when there is none."""
+    manifests = sorted(folder.glob("*/expert.toml"))
+    if not manifests:
+        raise ConfigError(f"No expert was found: {folder} has no <name>/expert.toml.")
+    experts = [load_expert(path, home) for path in manifests]
+    return {expert.name: expert for expert in experts}
+
+
+def load_expert(path: Path, home: Path) -> Expert:
+    """Read one manifest. Paths in it count from ``home``, the adapter's from the manifest's folder."""
+    try:
+        with path.open("rb") as file:
+            manifest = tomllib.load(file)
+        return _expert_from(manifest, path, home)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not an expert manifest: {error}") from error
+
+
+_KEYS = {"name", "title", "description", "instructions", "examples", "base_model", "adapter", "data"}
+
+
+def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
+    if unknown := set(manifest) - _KEYS:
+        raise ValueError(f"unknown keys {sorted(unknown)}; known: {sorted(_KEYS)}")
+    name = manifest["name"]
+    if name in {AUTO, GENERAL} or not name.isidentifier() or name != name.lower():
+        raise ValueError(f"the name {name!r} must be a lower-case word other than {AUTO!r} and {GENERAL!r}")
+    if name != path.parent.name:
+        raise ValueError(f"the name {name!r} differs from its folder {path.parent.name!r}")
+    data = manifest.get("data", {})
+    adapter = manifest.get("adapter")
+    return Expert(
+        name=name,
+        title=manifest["title"],
+        description=manifest["description"],
+        instructions=manifest["instructions"].strip(),
+        examples=tuple(manifest.get("examples", ())),
+        base_model=manifest.get("base_model"),
+        adapter=Adapter(path.parent / adapter["path"], adapter["sha256"]) if adapter else None,
+        questions=home / data["questions"] if "questions" in data else None,
+        split_name=data.get("split_name", name),
+    )

@@ -1,0 +1,178 @@
+"""Settings: defaults, then ``configs/<profile>.toml``, then ``.env``, then ``EXPERT_ROUTER_*`` variables.
+
+Read once, at an entry point, and handed down. This is the only module that reads the environment. A key that does
+not exist is an error that names it. Fields carry their unit; ``None`` means off.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from expert_router.errors import ConfigError
+
+ENV_PREFIX = "EXPERT_ROUTER_"
+HOME_MARKER = "models.lock"
+
+
+def find_home() -> Path:
+    """The checkout's root: the nearest folder above the working directory with ``models.lock``, else the package's.
+
+    ``EXPERT_ROUTER_HOME`` overrides it. Raises ``ConfigError`` when there is none.
+    """
+    package_root = Path(__file__).resolve().parents[2]
+    for folder in [Path.cwd(), *Path.cwd().parents, package_root]:
+        if (folder / HOME_MARKER).is_file():
+            return folder
+    raise ConfigError(
+        f"No {HOME_MARKER} was found above {Path.cwd()}: run this inside the checkout, or set {ENV_PREFIX}HOME to it."
+    )
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "expert-router"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_body_bytes: int = Field(default=1_048_576, ge=1)
+    keep_alive_s: float = Field(default=15.0, gt=0)
+    """How often an idle stream sends a comment, so that proxies keep it open."""
+    shutdown_grace_s: float = Field(default=10.0, gt=0)
+
+
+class RouterSettings(Section):
+    name: str = "embedding"
+    artifact: Path = Path("artifacts/router")
+    encoder: str = "all-minilm-l6-v2"
+    """An entry of models.lock."""
+    zero_shot_model: str = "facebook/bart-large-mnli"
+    """A hub name or a local folder."""
+    on_general: Literal["answer", "refuse"] = "answer"
+    """When no expert fits: let the base model answer, marked as such, or refuse."""
+
+
+class EngineSettings(Section):
+    name: str = "openvino"
+    base_model: str = "qwen2.5-coder-0.5b-instruct"
+    """An entry of models.lock; an expert's manifest may name another."""
+    threads: int | None = Field(default=None, ge=1)
+    """``None`` derives the count from the CPU quota and affinity."""
+    max_model_bytes: int = Field(default=6 * 1024**3, ge=1)
+    """Loaded models beyond this are unloaded, least recently used first."""
+    kv_cache_bytes: int = Field(default=1024**3, ge=1)
+    """Paged attention cache of one loaded model."""
+    max_batch_size: int = Field(default=64, ge=1)
+    base_url: str = "http://127.0.0.1:9000/v1"
+    """``openai_http`` only: where the OpenAI-compatible server is."""
+    api_key: str | None = None
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    """``openai_http`` only: the longest silence between two pieces of an answer."""
+
+
+class ServingSettings(Section):
+    max_running: int = Field(default=64, ge=1)
+    max_queue: int = Field(default=256, ge=0)
+    queue_timeout_s: float = Field(default=30.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    """Used when a request names no limit."""
+
+
+class PathsSettings(Section):
+    experts: Path = Path("experts")
+    models_lock: Path = Path("models.lock")
+    data: Path = Path("data")
+    cache: Path = Field(default_factory=_default_cache)
+
+
+class Settings(BaseSettings):
+    """The whole configuration. Relative paths are relative to ``home``, the checkout's root."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_file_encoding="utf-8"
+    )
+
+    home: Path = Field(default_factory=find_home)
+    profile: str = "default"
+    hf_token: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    server: ServerSettings = ServerSettings()
+    router: RouterSettings = RouterSettings()
+    engine: EngineSettings = EngineSettings()
+    serving: ServingSettings = ServingSettings()
+    paths: PathsSettings = Field(default_factory=PathsSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+    KNOWN_ELSEWHERE: ClassVar[frozenset[str]] = frozenset({"CONFIG"})
+
+    def resolve(self, path: Path) -> Path:
+        """An absolute path; a relative one counts from ``home``."""
+        return path if path.is_absolute() else self.home / path
+
+
+def load_settings(config: str | Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings of a profile name (``tiny``) or a TOML path; ``overrides`` replace whole top-level keys.
+
+    Raises ``ConfigError`` that names the file and the key at fault.
+    """
+    home = Path(os.environ.get(f"{ENV_PREFIX}HOME") or find_home())
+    _load_dotenv(home / ".env")
+    chosen = str(config or os.environ.get(f"{ENV_PREFIX}CONFIG") or "default")
+    path = Path(chosen) if chosen.endswith(".toml") else home / "configs" / f"{chosen}.toml"
+    values = _read_toml(path)
+    _refuse_unknown_environment()
+    token = os.environ.get("HF_TOKEN")
+    fixed: dict[str, Any] = {"home": home, "profile": path.stem, **({"hf_token": token} if token else {})}
+    try:
+        return Settings(**{**values, **fixed, **overrides})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"Settings from {path} and the environment are not valid: {problems}") from error
+
+
+def _load_dotenv(path: Path) -> None:
+    """Put ``.env`` into the environment (real variables win): the hub's client reads HF_TOKEN from there too."""
+    from dotenv import load_dotenv  # noqa: PLC0415 - pydantic-settings' own dependency
+
+    load_dotenv(path, override=False)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none"
+        raise ConfigError(f"There is no configuration {path}. Profiles there: {known}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _refuse_unknown_environment() -> None:
+    known = {name.upper() for name in Settings.model_fields} | Settings.KNOWN_ELSEWHERE
+    for variable in os.environ:
+        name = variable.removeprefix(ENV_PREFIX)
+        if name != variable and name.split("__")[0].upper() not in known:
+            raise ConfigError(f"{variable} is not a setting. Known: {', '.join(sorted(known))} (docs/settings.md).")
