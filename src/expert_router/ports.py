@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
-    from expert_router.types import Chunk, Expert, GenerationParams, Message, Scores
+    from expert_router.types import Chunk, Expert, GenerationParams, Message, Scores, Thresholds
 
 
 class Router(Protocol):
@@ -15,6 +15,8 @@ class Router(Protocol):
 
     name: str
     experts: tuple[str, ...]
+    thresholds: Thresholds
+    """What calibration found for these scores."""
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
         """Score one question; ``history`` holds the earlier user turns, oldest first. Blocking, thread-safe."""
@@ -28,11 +30,11 @@ class Engine(Protocol):
 
     name: str
 
-    def stream(self, expert: Expert, messages: Sequence[Message], params: GenerationParams) -> AsyncIterator[Chunk]:
-        """Generate. Closing the iterator early frees the engine's slot.
+    def stream(self, expert: Expert, messages: Sequence[Message], params: GenerationParams) -> AsyncGenerator[Chunk]:
+        """Generate. Closing the generator early frees the engine's slot.
 
-        Raises ``ContextLengthError`` before the first chunk, ``EngineError`` at any time. The last chunk carries
-        ``finish_reason`` and ``usage``.
+        The first chunk may be empty: it says that the prompt was accepted. ``ContextLengthError`` comes before any
+        chunk, ``EngineError`` at any time. The last chunk carries ``finish_reason`` and ``usage``.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +99,17 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Probabilities in [0, 1] that calibration found.
+
+    An expert is needed from ``accept`` on; two that both lie between ``clarify`` and ``accept`` are worth asking back.
+    """
+
+    accept: float = 0.5
+    clarify: float = 0.35
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Who answers and why. ``experts`` is empty unless ``kind`` is single, several, clarify or forced.
 
@@ -120,6 +131,64 @@ class Timings:
     route_s: float | None = None
     first_token_s: float | None = None
     total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """First event of an answer: who answers and why. ``experts`` may be ``("general",)``, or empty for nobody."""
+
+    decision: Decision
+    experts: tuple[str, ...]
+    route_s: float
+    text: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """From here on ``expert`` answers; sent only when several do. ``text`` is the heading to show."""
+
+    expert: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The engine took the prompt: what can be refused up front was not."""
+
+    text: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Last event of a whole answer."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    text: ClassVar[str] = ""
+
+
+Event = Routed | Accepted | Section | Text | Done
+"""What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``."""
+
+    messages: tuple[Message, ...]
+    model: str = AUTO
+    params: GenerationParams = field(default_factory=GenerationParams)
+
+    @property
+    def user_turns(self) -> list[str]:
+        """What the user said, oldest first; the last one is the question."""
+        return [message.content for message in self.messages if message.role == "user"]
 
 
 @dataclass(frozen=True, slots=True)

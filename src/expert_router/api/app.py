@@ -1,0 +1,140 @@
+"""The ASGI application around a dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from expert_router.api import health, openai, query
+from expert_router.api.deps import ServingOptions, System
+from expert_router.api.errors import error_object, install_error_handlers
+from expert_router.errors import BodyTooLargeError
+from expert_router.observability import request_id
+from expert_router.types import GENERAL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from expert_router.serving.dispatcher import Dispatcher
+    from expert_router.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_USABLE_ID = re.compile(r"[!-~]{1,128}")
+
+DESCRIPTION = """Several specialised LLM experts behind one endpoint. `model: "auto"` routes a question to the right
+expert; an expert's name forces it; `general` is the bare base model. Who answered, and why, is in `expert_router`."""
+
+
+def create_app(
+    dispatcher: Dispatcher, settings: Settings, *, home_page: str = "/docs", warm_up: bool = False
+) -> FastAPI:
+    """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the base model at once."""
+    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
+    system = System(dispatcher, options)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if warm_up:
+            system.warm_up = asyncio.create_task(_warm_up(dispatcher))
+        try:
+            yield
+        finally:
+            if system.warm_up is not None:
+                system.warm_up.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await system.warm_up
+            await dispatcher.close()
+
+    app = FastAPI(title="expert-router", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.state.system = system
+    for part in (openai, query, health):
+        app.include_router(part.router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse(home_page)
+
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
+    app.add_middleware(RequestLog)
+    return app
+
+
+async def _warm_up(dispatcher: Dispatcher) -> None:
+    try:
+        await dispatcher.engine.warm_up(dispatcher.experts[GENERAL])
+    except Exception:
+        logger.exception("the engine could not be made ready")
+        raise
+
+
+class RequestLog:
+    """Gives every request an id (the caller's ``x-request-id`` if it sent one) and logs one line when it ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identifier = given if _USABLE_ID.fullmatch(given) else secrets.token_hex(8)
+        token = request_id.set(identifier)
+        started, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = round(time.perf_counter() - started, 4)
+            logger.info(
+                "request", extra={"method": scope["method"], "path": scope["path"], "status": status, "s": seconds}
+            )
+            request_id.reset(token)
+
+
+class BodyLimit:
+    """Refuses a body that is announced, or turns out, to be larger than ``max_body_bytes``, without reading it all."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            await JSONResponse(error_object(error), error.status)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise error
+            return message
+
+        await self._app(scope, counted_receive, send)

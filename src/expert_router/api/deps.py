@@ -1,0 +1,65 @@
+"""What the routes are handed: the running system, and the request's disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from fastapi import Depends, Request
+
+from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """``warm_up_error`` is filled in when the engine could not be made ready; health then says why."""
+
+    max_tokens: int
+    keep_alive_s: float
+
+
+@dataclass
+class System:
+    """Lives as long as the application; built before it starts, closed by its lifespan."""
+
+    dispatcher: Dispatcher
+    options: ServingOptions
+    warm_up: asyncio.Task[None] | None = None
+
+
+def running_system(request: Request) -> System:
+    system: System = request.app.state.system
+    return system
+
+
+SystemDep = Annotated[System, Depends(running_system)]
+
+
+class ClientGoneError(Exception):
+    """The client left before its answer was ready; nobody is there to be told."""
+
+
+async def unless_disconnected(request: Request, work: Coroutine[object, object, T]) -> T:
+    """Run ``work``, and cancel it when the client leaves, so that the engine's slot comes free."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        for pending in (task, watcher):
+            pending.cancel()
+        await asyncio.wait({task, watcher})
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,49 @@
+"""Liveness: the process answers. Readiness: it can answer questions, or says why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from expert_router.api.deps import SystemDep  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.errors import ExpertRouterError
+
+if TYPE_CHECKING:
+    from expert_router.api.deps import System
+
+router = APIRouter(prefix="/health", tags=["Health"])
+
+
+@router.get("/live", summary="Is the process alive?")
+async def live() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/ready", summary="Can it answer questions?")
+async def ready(system: SystemDep) -> JSONResponse:
+    status, reason = _state(system)
+    dispatcher = system.dispatcher
+    body: dict[str, Any] = {
+        "status": status,
+        "reason": reason,
+        "experts": list(dispatcher.titles),
+        "router": {"name": dispatcher.router.name, "experts": list(dispatcher.router.experts)},
+        "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
+        "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
+    }
+    return JSONResponse(body, 200 if status == "ready" else 503)
+
+
+def _state(system: System) -> tuple[str, str | None]:
+    warm_up = system.warm_up
+    if warm_up is None:
+        return "ready", None
+    if not warm_up.done():
+        return "loading", "the base model is being loaded"
+    if warm_up.cancelled() or (error := warm_up.exception()) is None:
+        return "ready", None
+    return "failed", str(error) if isinstance(
+        error, ExpertRouterError
+    ) else "the engine could not be started; see the log"

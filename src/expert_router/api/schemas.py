@@ -1,0 +1,105 @@
+"""The wire: OpenAI's chat completion objects (https://platform.openai.com/docs/api-reference/chat) and our own.
+
+pydantic stops here; inside, frozen dataclasses cross every boundary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from expert_router.errors import InvalidRequestError
+from expert_router.types import AUTO, ChatRequest, GenerationParams, Message
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def to_message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(BaseModel):
+    """Parameters that would change the answer and are not supported are refused, never ignored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "auto", "messages": [{"role": "user", "content": "What is REM sleep?"}], "stream": False}
+            ]
+        }
+    )
+
+    model: str = Field(default=AUTO, description="auto lets the router choose; an expert's name or general forces it")
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is deterministic")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: str | list[str] | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logprobs: bool | None = None
+    tools: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_unsupported(self) -> ChatCompletionRequest:
+        asked = {
+            "n": self.n not in {None, 1},
+            "presence_penalty": bool(self.presence_penalty),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "logprobs": bool(self.logprobs),
+            "tools": bool(self.tools),
+            "response_format": (self.response_format or {}).get("type", "text") != "text",
+        }
+        if unsupported := [name for name, used in asked.items() if used]:
+            raise ValueError(f"{', '.join(unsupported)}: not supported by this server")
+        return self
+
+    def to_request(self, default_max_tokens: int) -> ChatRequest:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > MAX_STOP_SEQUENCES:
+            raise InvalidRequestError(f"At most {MAX_STOP_SEQUENCES} stop sequences are possible.", param="stop")
+        params = GenerationParams(
+            max_tokens=self.max_completion_tokens or self.max_tokens or default_max_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            stop=stop,
+        )
+        return ChatRequest(tuple(message.to_message() for message in self.messages), self.model, params)
+
+
+MAX_STOP_SEQUENCES = 4
+
+
+class QueryRequest(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?"}]})
+
+    query: str = Field(min_length=1)
+
+
+class QueryResponse(BaseModel):
+    """The specification's object; ``classification`` names who answered, joined by a comma when several did."""
+
+    query: str
+    classification: str
+    response: str
+    scores: dict[str, float] | None

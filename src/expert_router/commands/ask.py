@@ -1,0 +1,74 @@
+"""``expert-router ask``: one question, or a file of them, answered in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from expert_router.errors import InvalidRequestError
+from expert_router.types import AUTO, GenerationParams, Routed
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Sequence
+
+    from expert_router.facade import ExpertRouter
+    from expert_router.types import Message
+
+HELP = "ask a question and stream the answer"
+BATCH_WORKERS = 8
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("question", nargs="*", help="the question")
+    parser.add_argument("--model", default=AUTO, metavar="NAME", help="auto (default), an expert, or general")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="the answer's length (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is deterministic")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming")
+    parser.add_argument("--input", metavar="F.jsonl", help='a file of {"query"} lines; - is standard input')
+    parser.add_argument("--output", metavar="G.jsonl", default="-", help="where the answers go (default: -)")
+
+
+def main(args: Namespace) -> int:
+    import expert_router
+    from expert_router.commands.batch import run_batch
+    from expert_router.serving.objects import answer_object
+
+    query = " ".join(args.question).strip()
+    if not query and not args.input:
+        raise InvalidRequestError(
+            'Give a question, or --input FILE. For example: expert-router ask "What is REM sleep?"'
+        )
+    if args.max_tokens < 1 or not 0 <= args.temperature <= 2:  # noqa: PLR2004 - OpenAI's range
+        raise InvalidRequestError("--max-tokens must be at least 1 and --temperature between 0 and 2.")
+    params = GenerationParams(max_tokens=args.max_tokens, temperature=args.temperature)
+    with expert_router.open(args.config) as system:
+
+        def answer(item: dict[str, Any]) -> dict[str, Any]:
+            return answer_object(system.ask(item["query"], model=args.model, params=params))
+
+        if args.input:
+            return run_batch(args.input, args.output, answer, workers=BATCH_WORKERS)
+        if args.json:
+            print(json.dumps(answer({"query": query}), ensure_ascii=False))
+        else:
+            asyncio.run(print_answer(system, query, args.model, params))
+    return 0
+
+
+async def print_answer(
+    system: ExpertRouter, query: str | Sequence[Message], model: str, params: GenerationParams
+) -> str:
+    """Stream an answer to the terminal, who answers first; returns its text."""
+    pieces: list[str] = []
+    async with aclosing(system.stream(query, model=model, params=params)) as events:
+        async for event in events:
+            if isinstance(event, Routed):
+                print(f"[{', '.join(event.experts) or event.decision.kind}] {event.decision.reason}", file=sys.stderr)
+            pieces.append(event.text)
+            print(event.text, end="", flush=True)
+    print()
+    return "".join(pieces)

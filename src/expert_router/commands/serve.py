@@ -1,0 +1,102 @@
+"""``expert-router serve``: the API and the chat page on one address."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from expert_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from fastapi import FastAPI
+
+HELP = "start the API and the chat page"
+PAGE = "/chat"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (default: server.host, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: server.port, 8000)")
+    parser.add_argument("--no-page", action="store_true", help="the API alone, without the chat page")
+    parser.add_argument("--lazy", action="store_true", help="load the base model with the first question, not at start")
+
+
+def main(args: Namespace) -> int:
+    import uvicorn
+
+    from expert_router.observability import configure_logging
+    from expert_router.serving.build import build_dispatcher, prepare_base_model
+    from expert_router.settings import load_settings
+
+    settings = load_settings(args.config)
+    configure_logging(settings.log_level)
+    listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
+    address = "http://{}:{}".format(*listener.getsockname()[:2])
+    dispatcher = build_dispatcher(settings, progress=True)
+    if settings.engine.name == "openvino":
+        prepare_base_model(
+            settings, settings.engine.base_model, progress=True
+        )  # shows its bar before the server starts
+
+    from expert_router.api.app import create_app
+
+    with_page = not args.no_page and _page_is_installed()
+    app = create_app(dispatcher, settings, home_page=PAGE if with_page else "/docs", warm_up=not args.lazy)
+    if with_page:
+        app = _with_page(app, address)
+    _announce(address, with_page=with_page)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind first of all: a taken port is said before any model is loaded.
+
+    The protocol is named because asyncio switches Nagle's delay off only on sockets that name it: a stream of small
+    pieces would stall for 40 ms otherwise.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"Cannot listen on {host}:{port} ({error.strerror}). Choose another: --port 8001") from error
+    return listener
+
+
+def _page_is_installed() -> bool:
+    if find_spec("gradio") is not None:
+        return True
+    logging.getLogger(__name__).warning("no chat page: gradio is not installed (pip install 'expert-router[ui]')")
+    return False
+
+
+def _with_page(app: FastAPI, address: str) -> FastAPI:
+    from expert_router.ui.chat import mount
+
+    return mount(app, address, PAGE)
+
+
+def _announce(address: str, *, with_page: bool) -> None:
+    print(f"\n  expert-router is at {address}   (Ctrl-C stops it)\n")
+    if with_page:
+        print(f"  chat page     {address}{PAGE}")
+    print(f"  API           {address}/docs")
+    question = '{"model": "auto", "messages": [{"role": "user", "content": "What is REM sleep?"}]}'
+    print(
+        f"  for example   curl {address}/v1/chat/completions -H 'content-type: application/json' -d '{question}'\n",
+        flush=True,
+    )

@@ -1,0 +1,230 @@
+"""The default engine: openvino-genai in this process, with continuous batching, a paged cache and prefix reuse.
+
+One loaded pipeline per base model serves all its experts: an expert is its instructions, which come as a system
+message. Chat template and tokenizer are the model file's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from expert_router.engines.batching import Batcher, TokenBatch
+from expert_router.engines.model_cache import ModelCache
+from expert_router.engines.stopping import StopScanner
+from expert_router.errors import ContextLengthError, EngineError, NotReadyError
+from expert_router.types import Chunk, GenerationParams, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+
+    from expert_router.engines.prepared import PreparedModel
+    from expert_router.types import Expert, FinishReason, Message
+    from expert_router.weights import Canary
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """How to get a base model when it is first needed. ``prepare`` blocks and may take a minute the first time."""
+
+    prepare: Callable[[], PreparedModel]
+    canary: Canary | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVINOOptions:
+    default_model: str
+    threads: int
+    max_model_bytes: int
+    kv_cache_bytes: int
+    max_batch_size: int
+
+
+class LoadedModel:
+    """A pipeline in memory with its tokenizer. Blocking methods; ``encode`` and ``decode`` are thread-safe."""
+
+    def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
+        import openvino_genai as genai
+
+        self._genai = genai
+        self.name = name
+        self.context_tokens = prepared.facts.context_tokens
+        self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = max(1, options.kv_cache_bytes // GIB)
+        scheduler.max_num_seqs = options.max_batch_size
+        scheduler.dynamic_split_fuse = True  # long prompts are read in slices between other requests' tokens
+        scheduler.enable_prefix_caching = True  # an expert's instructions are read once
+        try:
+            pipeline = genai.ContinuousBatchingPipeline(
+                str(prepared.folder), scheduler, "CPU", {"INFERENCE_NUM_THREADS": options.threads}
+            )
+        except RuntimeError as error:
+            raise NotReadyError(f"The model in {prepared.folder} cannot be loaded: {error}") from error
+        self._tokenizer = pipeline.get_tokenizer()
+        self._tokenizer_lock = threading.Lock()
+        self.batcher = Batcher(pipeline, name)
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> Any:
+        """The conversation in the model's chat template, as an int64 tensor of shape (1, tokens)."""
+        import openvino as ov
+
+        prompt = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+        with self._tokenizer_lock:
+            # Copied under the lock: the tokenizer reuses the tensor's memory in its next call.
+            ids = self._tokenizer.encode(prompt, add_special_tokens=False).input_ids.data.copy()
+        return ov.Tensor(ids)
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
+    def generation_config(self, params: GenerationParams, prompt_tokens: int) -> Any:
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = min(params.max_tokens, self.context_tokens - prompt_tokens)
+        config.eos_token_id = self._tokenizer.get_eos_token_id()
+        config.stop_token_ids = {config.eos_token_id}
+        if params.temperature > 0:
+            config.do_sample = True
+            config.temperature = params.temperature
+            config.top_p = params.top_p
+            config.rng_seed = params.seed if params.seed is not None else secrets.randbits(31)
+        return config
+
+    def close(self) -> None:
+        self.batcher.close()
+
+
+class Detokenizer:
+    """Token ids to text, piece by piece, never splitting a character.
+
+    Only a short window is decoded anew each time: the tokens of the last piece, which settle how the next begins.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._window = 0
+        self._shown = 0
+
+    def feed(self, ids: list[int]) -> str:
+        self._ids.extend(ids)
+        text = self._decode(self._ids[self._window :])
+        if text.endswith("\ufffd"):  # the middle of a character
+            return ""
+        return self._advance(text)
+
+    def flush(self) -> str:
+        return self._advance(self._decode(self._ids[self._window :]))
+
+    def _advance(self, text: str) -> str:
+        known = self._decode(self._ids[self._window : self._shown]) if self._shown > self._window else ""
+        self._window, self._shown = self._shown, len(self._ids)
+        return text[len(known) :]
+
+
+class OpenVINOEngine:
+    name = "openvino"
+
+    def __init__(self, sources: dict[str, ModelSource], options: OpenVINOOptions) -> None:
+        self._sources = sources
+        self._options = options
+        self._models: ModelCache[LoadedModel] = ModelCache(
+            options.max_model_bytes, self._load, lambda model: model.size_bytes, LoadedModel.close
+        )
+
+    async def stream(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Chunk]:
+        async with self._models.lease(self._model_of(expert)) as model:
+            conversation = [{"role": message.role, "content": message.content} for message in messages]
+            input_ids = await asyncio.to_thread(model.encode, conversation)
+            prompt_tokens = int(input_ids.shape[1])
+            if prompt_tokens >= model.context_tokens:
+                raise ContextLengthError(
+                    f"The conversation has {prompt_tokens} tokens; {model.name} reads at most {model.context_tokens}. "
+                    "Shorten it or start a new one.",
+                    param="messages",
+                )
+            yield Chunk("")  # accepted
+            batches = model.batcher.generate(input_ids, model.generation_config(params, prompt_tokens))
+            async for chunk in _to_chunks(batches, model.decode, params.stop, prompt_tokens):
+                yield chunk
+
+    async def warm_up(self, expert: Expert) -> None:
+        async with self._models.lease(self._model_of(expert)):
+            pass
+
+    def status(self) -> dict[str, object]:
+        loaded = self._models.loaded()
+        return {
+            "models": {name: asdict(model.batcher.counters) for name, model in loaded.items()},
+            "loading": self._models.loading(),
+            "threads": self._options.threads,
+        }
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._models.close)
+
+    def _model_of(self, expert: Expert) -> str:
+        if expert.adapter is not None:
+            raise NotReadyError(f"The expert {expert.name!r} has an adapter, which this engine cannot serve yet.")
+        name = expert.base_model or self._options.default_model
+        if name not in self._sources:
+            raise NotReadyError(f"The base model {name!r} of {expert.name!r} is not in models.lock.")
+        return name
+
+    def _load(self, name: str) -> LoadedModel:
+        source = self._sources[name]
+        model = LoadedModel(name, source.prepare(), self._options)
+        try:
+            if source.canary is not None:
+                check_canary(model, source.canary)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+
+def check_canary(model: LoadedModel, canary: Canary) -> None:
+    """Proof that the loaded model is the one meant. Raises ``NotReadyError`` when it answers otherwise."""
+    answer = asyncio.run(_greedy_answer(model, canary))
+    if not answer.startswith(canary.answer):
+        raise NotReadyError(
+            f"{model.name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
+            "Delete its folder under the cache's prepared/ and start again."
+        )
+
+
+async def _greedy_answer(model: LoadedModel, canary: Canary) -> str:
+    input_ids = model.encode([{"role": "user", "content": canary.prompt}])
+    config = model.generation_config(GenerationParams(max_tokens=24), int(input_ids.shape[1]))
+    ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]
+    return model.decode(ids)
+
+
+async def _to_chunks(
+    batches: AsyncIterator[TokenBatch], decode: Callable[[list[int]], str], stop: tuple[str, ...], prompt_tokens: int
+) -> AsyncIterator[Chunk]:
+    detokenizer, scanner = Detokenizer(decode), StopScanner(stop)
+    completion_tokens = 0
+    finish_reason: FinishReason | None = None
+    try:
+        async for batch in batches:
+            completion_tokens += len(batch.ids)
+            finish_reason = batch.finish_reason
+            if text := scanner.feed(detokenizer.feed(batch.ids)):
+                yield Chunk(text)
+            if scanner.stopped:
+                finish_reason = "stop"
+                break
+    finally:
+        await batches.aclose()  # type: ignore[attr-defined] # an async generator: closing it frees the slot
+    if finish_reason is None:
+        raise EngineError("The engine ended the answer without saying why.")
+    rest = "" if scanner.stopped else scanner.feed(detokenizer.flush()) + scanner.flush()
+    yield Chunk(rest, finish_reason, Usage(prompt_tokens, completion_tokens))

@@ -1,0 +1,93 @@
+"""Base weights, made ready for the embedded engine once and kept in the cache.
+
+GGUF of any quantisation → Q8_0 GGUF → OpenVINO IR with its tokenizer. The folder's name holds the hash of the
+weights and the recipe's version, so a changed file or recipe is never mixed up with an older one. It is built beside
+its final place and renamed, so a killed build leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from expert_router.artifacts import MANIFEST, write_atomically
+from expert_router.engines.gguf import ModelFacts, read_facts, requantise
+from expert_router.errors import WeightsError
+
+RECIPE = 1
+"""Raise it when the way of preparing changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    folder: Path
+    facts: ModelFacts
+    size_bytes: int
+
+
+def prepare_model(name: str, weights: Path, sha256: str, cache: Path, *, progress: bool) -> PreparedModel:
+    """The prepared folder of a model, built if it is not there. Raises ``WeightsError``, also on a full disk."""
+    folder = cache / "prepared" / f"{name}-{sha256[:12]}-r{RECIPE}"
+    if (ready := _read(folder)) is not None:
+        return ready
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (ready := _read(folder)) is not None:
+            return ready
+        try:
+            _build(folder, weights, progress=progress)
+        except OSError as error:
+            raise WeightsError(
+                f"Preparing {name} in {folder.parent} failed: {error}. Free some space and retry."
+            ) from error
+    built = _read(folder)
+    if built is None:
+        raise WeightsError(f"Preparing {name} left no usable model in {folder}.")
+    return built
+
+
+def _build(folder: Path, weights: Path, *, progress: bool) -> None:
+    for stale in folder.parent.glob(f".{folder.name}.*"):  # a killed build's; the lock says none is running
+        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        work = Path(temporary)
+        facts = read_facts(weights)
+        gguf_q8 = work / "model.gguf"
+        requantise(weights, gguf_q8, progress=progress)
+        _save_ir(gguf_q8)
+        gguf_q8.unlink()
+        files = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
+        about = {"recipe": RECIPE, "weights": weights.name, "facts": asdict(facts), "files": files}
+        write_atomically(work / MANIFEST, json.dumps(about, indent=2).encode())
+        finished = work.rename(folder)
+        finished.chmod(0o755)
+        work.mkdir()  # what TemporaryDirectory expects to remove
+
+
+def _save_ir(gguf_q8: Path) -> None:
+    """Let the library read the GGUF file once and save the graph and the tokenizer beside it."""
+    import openvino_genai as genai
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.cache_size = 1
+    save = {"enable_save_ov_model": True}
+    genai.ContinuousBatchingPipeline(str(gguf_q8), scheduler, "CPU", save, save)
+
+
+def _read(folder: Path) -> PreparedModel | None:
+    """The model when the folder is whole: its manifest is there and every file has its size."""
+    try:
+        about: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        files: dict[str, int] = about["files"]
+        if any((folder / name).stat().st_size != size for name, size in files.items()):
+            return None
+        return PreparedModel(folder, ModelFacts(**about["facts"]), sum(files.values()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

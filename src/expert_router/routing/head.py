@@ -1,0 +1,78 @@
+"""A linear head over sentence embeddings: one independent probability per expert, and one for none of them.
+
+Logistic regression fitted by Newton's method (iteratively reweighted least squares; Bishop, Pattern Recognition and
+Machine Learning, 2006, section 4.3.3): a few hundred dimensions and a few thousand examples take a second with numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """``weights_LD`` and ``bias_L``: one row per label, D features. Labels are the experts, then none-of-them."""
+
+    weights_LD: NDArray[np.float32]
+    bias_L: NDArray[np.float32]
+
+    def probabilities(self, features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (N, L), each in [0, 1], independent of each other."""
+        logits_NL = features_ND @ self.weights_LD.T + self.bias_L
+        return np.asarray(_sigmoid(logits_NL), dtype=np.float32)
+
+    def rescaled(self, scale_L: Floats, shift_L: Floats) -> LinearHead:
+        """The head with each label's logit z replaced by scale * z + shift."""
+        return LinearHead(
+            (self.weights_LD * scale_L[:, None]).astype(np.float32),
+            (self.bias_L * scale_L + shift_L).astype(np.float32),
+        )
+
+
+def fit_head(features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_], l2: float) -> LinearHead:
+    """Fit each label on its own, with an L2 penalty ``l2``/2 · |w|² on the weights and none on the bias."""
+    fits = [
+        _fit_logistic(features_ND.astype(np.float64), labels_NL[:, k].astype(np.float64), l2)
+        for k in range(labels_NL.shape[1])
+    ]
+    return LinearHead(
+        np.array([w[:-1] for w in fits], dtype=np.float32), np.array([w[-1] for w in fits], dtype=np.float32)
+    )
+
+
+def fit_platt(head: LinearHead, features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_]) -> LinearHead:
+    """Calibrate on examples the head has not seen: Platt scaling (Platt 1999) of each label's logit, folded in."""
+    logits_NL = (features_ND @ head.weights_LD.T + head.bias_L).astype(np.float64)
+    fits = [
+        _fit_logistic(logits_NL[:, k : k + 1], labels_NL[:, k].astype(np.float64), l2=1e-3)
+        for k in range(labels_NL.shape[1])
+    ]
+    return head.rescaled(np.array([w[0] for w in fits]), np.array([w[1] for w in fits]))
+
+
+def _fit_logistic(x_ND: Floats, y_N: Floats, l2: float, max_steps: int = 30, tolerance: float = 1e-6) -> Floats:
+    """Weights of length D + 1, the bias last."""
+    x = np.hstack([x_ND, np.ones((len(x_ND), 1))])
+    penalty = np.diag(np.r_[np.full(x_ND.shape[1], l2), 1e-6])
+    w = np.zeros(x.shape[1])
+    for _ in range(max_steps):
+        p = _sigmoid(x @ w)
+        gradient = x.T @ (p - y_N) + penalty @ w
+        curvature = np.maximum(p * (1 - p), 1e-6)
+        step = np.linalg.solve((x.T * curvature) @ x + penalty, gradient)
+        w -= step
+        if float(np.abs(step).max()) < tolerance:
+            break
+    return w
+
+
+def _sigmoid(z: NDArray[np.floating]) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -40.0, 40.0))), dtype=np.float64)

@@ -1,0 +1,168 @@
+"""The composition root: settings in, a working dispatcher out. The only module that knows all the parts."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+from expert_router.artifacts import load_experts
+from expert_router.engines.threads import inference_threads
+from expert_router.errors import ConfigError
+from expert_router.registry import Registry
+from expert_router.routing.policy import Policy
+from expert_router.serving.admission import Admission
+from expert_router.serving.dispatcher import Dispatcher
+from expert_router.weights import ensure_model, load_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from expert_router.engines.openvino import ModelSource
+    from expert_router.engines.prepared import PreparedModel
+    from expert_router.ports import Engine, Router
+    from expert_router.settings import Settings
+    from expert_router.types import Expert
+    from expert_router.weights import LockedModel
+
+ROUTERS: Registry[Router] = Registry("router")
+ENGINES: Registry[Engine] = Registry("engine")
+
+ROUTER_EXAMPLES = "processed/routing_train.csv"
+
+
+def build_dispatcher(settings: Settings, *, progress: bool = False) -> Dispatcher:
+    """Everything that serving needs, from the settings; base models are loaded when they are first asked.
+
+    Brings the router's weights when they are missing. Raises ``ConfigError`` or ``WeightsError``.
+    """
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    router = build_router(settings, experts, progress=progress)
+    if unknown := set(router.experts) - set(experts):
+        raise ConfigError(
+            f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
+        )
+    titles = {expert.name: expert.title for expert in experts.values()}
+    policy = Policy(router.thresholds, titles, settings.router.on_general)
+    serving = settings.serving
+    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
+    return Dispatcher(experts, router, policy, build_engine(settings, experts, progress=progress), admission)
+
+
+def build_router(
+    settings: Settings, experts: Mapping[str, Expert], *, name: str | None = None, progress: bool = False
+) -> Router:
+    """The router named in the settings, or another by ``name``."""
+    return ROUTERS[name or settings.router.name](settings, experts, progress=progress)
+
+
+def build_engine(settings: Settings, experts: Mapping[str, Expert], *, progress: bool = False) -> Engine:
+    return ENGINES[settings.engine.name](settings, experts, progress=progress)
+
+
+def fetch_model(settings: Settings, name: str, *, progress: bool) -> tuple[LockedModel, dict[str, Path]]:
+    """A model of models.lock and its verified files, brought if they are missing."""
+    lock = load_lock(settings.resolve(settings.paths.models_lock))
+    if name not in lock:
+        raise ConfigError(f"models.lock has no model {name!r}. Known: {', '.join(lock)}.")
+    cache = settings.resolve(settings.paths.cache)
+    return lock[name], ensure_model(lock[name], cache, token=settings.hf_token, progress=progress)
+
+
+def prepare_base_model(settings: Settings, name: str, *, progress: bool) -> PreparedModel:
+    """A base model made ready for the embedded engine; the first time takes up to a minute."""
+    from expert_router.engines.prepared import prepare_model
+
+    model, files = fetch_model(settings, name, progress=progress)
+    if len(files) != 1:
+        raise ConfigError(f"The base model {name!r} of models.lock must be one GGUF file; it has {len(files)} files.")
+    (weights,) = files.values()
+    return prepare_model(
+        name, weights, model.files[0].sha256, settings.resolve(settings.paths.cache), progress=progress
+    )
+
+
+@ROUTERS.register("embedding")
+def _embedding(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+    from expert_router.artifacts import sha256_of
+    from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact
+    from expert_router.routing.encoder import SentenceEncoder
+
+    artifact = RouterArtifact.load(settings.resolve(settings.router.artifact))
+    _, files = fetch_model(settings, settings.router.encoder, progress=progress)
+    if sha256_of(files["model.onnx"]) != artifact.encoder_sha256:
+        raise ConfigError(
+            f"The router was not fitted on the encoder {settings.router.encoder!r}. Run: expert-router train router"
+        )
+    encoder = SentenceEncoder(files["model.onnx"], files["tokenizer.json"], inference_threads(settings.engine.threads))
+    return EmbeddingRouter(encoder, artifact)
+
+
+@ROUTERS.register("lexical")
+def _lexical(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+    from expert_router.routing.lexical import LexicalRouter
+
+    path = settings.resolve(settings.paths.data) / ROUTER_EXAMPLES
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(row["query"], frozenset(filter(None, row["experts"].split("|")))) for row in csv.DictReader(file)]
+    except (OSError, KeyError) as error:
+        raise ConfigError(
+            f"The lexical router reads {path}, which is not usable ({error}). Run: expert-router prepare"
+        ) from error
+    return LexicalRouter(tuple(experts), rows)
+
+
+@ROUTERS.register("zero_shot")
+def _zero_shot(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+    from expert_router.routing.zero_shot import ZeroShotRouter
+
+    topics = {expert.name: expert.title.lower() for expert in experts.values()}
+    threads = inference_threads(settings.engine.threads)
+    return ZeroShotRouter(topics, settings.router.zero_shot_model, settings.hf_token, threads)
+
+
+@ENGINES.register("echo")
+def _echo(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+    from expert_router.engines.echo import EchoEngine
+
+    return EchoEngine()
+
+
+@ENGINES.register("openai_http")
+def _openai_http(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+    from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
+
+    engine = settings.engine
+    return OpenAIHTTPEngine(
+        engine.base_url,
+        engine.api_key,
+        served_model_names(engine.base_model),
+        engine.connect_timeout_s,
+        engine.read_timeout_s,
+    )
+
+
+@ENGINES.register("openvino")
+def _openvino(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+    from expert_router.engines.openvino import OpenVINOEngine, OpenVINOOptions
+
+    engine = settings.engine
+    names = {engine.base_model, *(expert.base_model for expert in experts.values() if expert.base_model)}
+    options = OpenVINOOptions(
+        default_model=engine.base_model,
+        threads=inference_threads(engine.threads),
+        max_model_bytes=engine.max_model_bytes,
+        kv_cache_bytes=engine.kv_cache_bytes,
+        max_batch_size=engine.max_batch_size,
+    )
+    return OpenVINOEngine({name: _model_source(settings, name, progress=progress) for name in names}, options)
+
+
+def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSource:
+    from expert_router.engines.openvino import ModelSource
+
+    lock = load_lock(settings.resolve(settings.paths.models_lock))
+    if name not in lock:
+        raise ConfigError(f"The base model {name!r} is not in models.lock. Known: {', '.join(lock)}.")
+    return ModelSource(prepare=lambda: prepare_base_model(settings, name, progress=progress), canary=lock[name].canary)

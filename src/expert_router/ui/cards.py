@@ -1,0 +1,215 @@
+"""The page's own pieces of HTML: who answers, how sure the router was, what went wrong.
+
+Everything that came from outside is escaped here, and text of models never passes through here: it is shown as
+sanitised markdown (``plain_markdown``).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from expert_router.types import AUTO, GENERAL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from expert_router.types import Scores
+    from expert_router.ui.client import Done, Model, Routed
+    from expert_router.ui.conversation import Exchange
+
+COLOURS = 8
+"""How many expert colours style.css defines."""
+GENERAL_TITLE = "General (no expert)"
+_MAX_BARS = 4
+_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The names that can answer, in the server's order; titles and colours follow from it."""
+
+    models: tuple[Model, ...] = ()
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(model.name for model in self.models if model.name not in {AUTO, GENERAL})
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(title, name) of everything that a question can be sent to."""
+        experts = [(self.title(name), name) for name in self.experts]
+        return [("Automatic", AUTO), *experts, ("General", GENERAL)]
+
+    @property
+    def examples(self) -> list[str]:
+        """Up to two questions of each expert, taking turns, then of the others."""
+        ordered = sorted(self.models, key=lambda model: model.name in {AUTO, GENERAL})
+        return [model.examples[turn] for turn in (0, 1) for model in ordered if len(model.examples) > turn][:6]
+
+    def title(self, name: str) -> str:
+        if name == GENERAL:
+            return GENERAL_TITLE
+        return next((model.title for model in self.models if model.name == name), name.replace("_", " ").capitalize())
+
+    def colour(self, name: str) -> str:
+        """The CSS class of a name's colour."""
+        if name in self.experts:
+            return f"er-c{self.experts.index(name) % COLOURS}"
+        return "er-none"
+
+
+def plain_markdown(text: str) -> str:
+    """Text of a model or a person, as markdown that can hold neither HTML nor pictures: both show as typed."""
+    parts = _CODE.split(text)
+    parts[::2] = [part.replace("<", "&lt;").replace("![", "!\\[") for part in parts[::2]]
+    return "".join(parts)
+
+
+def decision_card(exchange: Exchange, catalogue: Catalogue) -> str:
+    """Who answers and why; while that is open, that it is being decided. At the end, what the answer cost."""
+    routed = exchange.routed
+    if routed is None and not exchange.busy:
+        return ""
+    if routed is None:
+        what = "Choosing who answers" if exchange.model == AUTO else f"Asking {catalogue.title(exchange.model)}"
+        return _div("er-card er-none", _waiting(what), kind="pending")
+    head = _div("er-head", _badges(routed, catalogue) + _runner_up(routed, catalogue))
+    reason = f'<p class="er-reason">{_text(routed.decision.reason)}</p>'
+    scores = routed.decision.scores
+    bars = _bars(scores, routed.decision.experts, catalogue) if scores else ""
+    cost = _div("er-cost", _cost(exchange.done)) if exchange.done else ""
+    return _div(f"er-card {_card_colour(routed, catalogue)}", head + reason + bars + cost, kind=routed.decision.kind)
+
+
+def footnote(exchange: Exchange) -> str:
+    """What stands in place of the text or below it: that it is coming, was stopped, or what went wrong."""
+    match exchange.progress:
+        case "answering" if not exchange.text:
+            return _div("er-foot", _waiting("Answering"))
+        case "stopped":
+            return _div("er-foot er-stopped", "Stopped.")
+        case "failed":
+            what = "The answer broke off." if exchange.text else "No answer."
+            return _div("er-problem", f"<strong>{what}</strong> {_text(exchange.problem)}", role="alert")
+        case _:
+            return ""
+
+
+def banner(problem: str, hint: str) -> str:
+    return _div("er-banner", f"<strong>{_text(problem)}</strong> {_text(hint)}", role="alert")
+
+
+def header() -> str:
+    return (
+        '<header class="er-header"><span class="er-logo" aria-hidden="true"><i></i><i></i><i></i></span>'
+        "<div><h1>Expert Router</h1><p>Ask a question, and the right expert answers.</p></div></header>"
+    )
+
+
+def welcome(catalogue: Catalogue) -> str:
+    """What an empty conversation shows: who can answer."""
+    about = {model.name: model.description for model in catalogue.models}
+    rows = "".join(
+        f'<li class="{catalogue.colour(name)}"><b>{_text(catalogue.title(name))}</b> {_text(about[name])}</li>'
+        for name in catalogue.experts
+    )
+    experts = f'<ul class="er-experts">{rows}</ul>' if rows else ""
+    return f'<div class="er-welcome"><h2>What would you like to know?</h2>{experts}</div>'
+
+
+def _badges(routed: Routed, catalogue: Catalogue) -> str:
+    decision = routed.decision
+    match decision.kind:
+        case "clarify":
+            return _badge("Which one do you mean?", "er-open")
+        case "refused":
+            return _badge("Not answered", "er-open")
+    scores = decision.scores.experts if decision.scores else {}
+    badges = [
+        f'<span class="er-who">{_badge(_title(name, routed, catalogue), catalogue.colour(name))}'
+        f"{_score(scores.get(name))}</span>"
+        for name in routed.experts
+    ]
+    note = '<span class="er-note">chosen by you</span>' if decision.kind == "forced" else ""
+    return "".join(badges) + note
+
+
+def _badge(title: str, colour: str) -> str:
+    return f'<span class="er-badge {colour}">{_text(title)}</span>'
+
+
+def _score(score: float | None) -> str:
+    return "" if score is None else f'<span class="er-score">{_percent(score)}</span>'
+
+
+def _runner_up(routed: Routed, catalogue: Catalogue) -> str:
+    name, scores = routed.decision.runner_up, routed.decision.scores
+    if not name:
+        return ""
+    score = f" {_percent(scores.experts[name])}" if scores and name in scores.experts else ""
+    return f'<span class="er-note">Runner-up: {_text(catalogue.title(name))}{score}</span>'
+
+
+def _bars(scores: Scores, chosen: Iterable[str], catalogue: Catalogue) -> str:
+    rows = [
+        _bar(catalogue.title(name), score, f"{catalogue.colour(name)}{' er-chosen' if name in chosen else ''}")
+        for name, score in scores.ranked()[:_MAX_BARS]
+    ]
+    rows.append(_bar("None of them", scores.none, "er-none"))
+    return _div("er-bars", "".join(rows))
+
+
+def _bar(title: str, score: float, classes: str) -> str:
+    width = f"{min(max(score, 0.0), 1.0):.1%}"
+    return (
+        f'<div class="er-bar {classes}"><span class="er-name">{_text(title)}</span>'
+        f'<span class="er-track"><span class="er-fill" style="width:{width}"></span></span>'
+        f'<span class="er-percent">{_percent(score)}</span></div>'
+    )
+
+
+def _card_colour(routed: Routed, catalogue: Catalogue) -> str:
+    if routed.decision.kind == "refused":
+        return "er-open"
+    return catalogue.colour(routed.experts[0]) if routed.experts else "er-none"
+
+
+def _title(name: str, routed: Routed, catalogue: Catalogue) -> str:
+    return GENERAL_TITLE if name == GENERAL else routed.titles.get(name) or catalogue.title(name)
+
+
+def _cost(done: Done) -> str:
+    first, total = done.timings.first_token_s, done.timings.total_s
+    facts = [
+        f"first word after {_seconds(first)}" if first is not None else "",
+        f"complete after {_seconds(total)}" if total is not None else "",
+        f"{done.usage.completion_tokens} tokens" if done.usage else "",
+        "cut off at the length limit" if done.truncated else "",
+    ]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _waiting(what: str) -> str:
+    dots = '<span class="er-dots" aria-hidden="true"><i></i><i></i><i></i></span>'
+    return f'<span class="er-waiting" role="status">{_text(what)}{dots}</span>'
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _percent(score: float) -> str:
+    return f"{score:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def _text(text: str) -> str:
+    """Escaped for HTML and for Gradio's templates, which know ``${…}`` and ``{{…}}``."""
+    return html.escape(text).replace("$", "&#36;").replace("{", "&#123;")
+
+
+def _div(classes: str, inner: str, *, role: str = "", kind: str = "") -> str:
+    attributes = (f' role="{role}"' if role else "") + (f' data-kind="{html.escape(kind)}"' if kind else "")
+    return f'<div class="{classes}"{attributes}>{inner}</div>'

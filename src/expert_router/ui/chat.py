@@ -1,0 +1,49 @@
+"""The chat page's front door: a page for a backend's address, alone or inside another application.
+
+Light to import; Gradio is imported when a page is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio
+    from fastapi import FastAPI
+
+_STYLE = Path(__file__).with_name("style.css")
+
+
+def build_page(base_url: str) -> gradio.Blocks:
+    """The page as a client of the API at ``base_url``, which need not be up yet.
+
+    Raises ``ConfigError`` when ``base_url`` is not the address of a web server.
+    """
+    from expert_router.ui import page  # noqa: PLC0415 - Gradio takes seconds to import
+
+    return page.build(base_url)
+
+
+def mount(app: FastAPI, base_url: str, path: str) -> FastAPI:
+    """Add the page to ``app`` below ``path``, and only there; the page starts and ends with ``app``'s lifespan."""
+    import gradio
+
+    from expert_router.ui import page  # noqa: PLC0415 - Gradio takes seconds to import
+
+    gradio.mount_gradio_app(
+        app,
+        page.build(base_url),
+        path,
+        theme=page.theme(),
+        css_paths=_STYLE,
+        head=page.HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+    )
+    return app

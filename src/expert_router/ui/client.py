@@ -1,0 +1,253 @@
+"""The page's way to the HTTP API: one question becomes a stream of small events.
+
+It raises nothing for what a server or a network can do: a backend that is down, answers an error, breaks off or falls
+silent ends the stream with one ``Failed`` whose sentence can be shown to a person. It knows nothing of Gradio.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpx2
+
+from expert_router.errors import ConfigError
+from expert_router.types import AUTO, Decision, Scores, Timings, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+
+    from expert_router.types import Message
+
+CONNECT_TIMEOUT_S = 4.0
+SILENCE_TIMEOUT_S = 60.0
+"""The longest silence that still counts as working; the API sends a comment every 15 s while it works."""
+
+BROKEN_OFF = "The connection to the backend broke before the answer was complete."
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Who answers and why; comes before any text. ``experts`` is empty when nobody answers."""
+
+    decision: Decision
+    experts: tuple[str, ...]
+    titles: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """In an answer by several experts: the text from here on is this expert's."""
+
+    expert: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is complete. ``truncated`` tells that it stopped at the token limit."""
+
+    timings: Timings
+    usage: Usage | None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing more will come. ``unreachable`` tells that no server was there, as opposed to one that said no."""
+
+    message: str
+    unreachable: bool = False
+
+
+Event: TypeAlias = Routed | Section | Text | Done | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An entry of the API's list of models: ``auto``, an expert, or ``general``."""
+
+    name: str
+    title: str
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+
+class ChatClient:
+    """Talks to one backend. Each call opens its own connection, so that closing a stream closes exactly that."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
+    ) -> None:
+        """Raises ``ConfigError`` when ``base_url`` is not the address of a web server."""
+        self.base_url = _checked(base_url)
+        self._connect_timeout_s = connect_timeout_s
+        self._silence_timeout_s = silence_timeout_s
+        self._tls = httpx2.create_ssl_context()
+
+    async def models(self) -> tuple[Model, ...] | Failed:
+        """The names that ``stream_chat`` accepts, in the server's order."""
+        try:
+            async with self._connect(self._connect_timeout_s) as http:
+                response = await http.get("/v1/models")
+            if response.is_error:
+                return Failed(_refusal(response))
+            return tuple(_parse_model(entry) for entry in response.json()["data"])
+        except httpx2.TransportError as error:
+            return self._explain(error, self._connect_timeout_s)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self._not_understood()
+
+    async def stream_chat(self, messages: Sequence[Message], model: str = AUTO) -> AsyncGenerator[Event]:
+        """Ask, and yield ``Routed``, then ``Section`` and ``Text``, then ``Done``; or ``Failed``, at any point, last.
+
+        Closing the generator closes the connection, and that is what frees the engine.
+        """
+        body = {
+            "model": model,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        answering = False
+        try:
+            async with (
+                self._connect(self._silence_timeout_s) as http,
+                http.sse("/v1/chat/completions", method="POST", json=body) as source,
+            ):
+                if source.response.is_error:
+                    await source.response.aread()
+                    yield Failed(_refusal(source.response))
+                    return
+                reader = _ChunkReader()
+                async for event in source:
+                    answering = True
+                    for parsed in reader.read(event.data):
+                        yield parsed
+                    if reader.ended:
+                        return
+                yield Failed(BROKEN_OFF)
+        except httpx2.SSEError:
+            yield self._not_understood()
+        except httpx2.TransportError as error:
+            yield self._explain(error, self._silence_timeout_s, answering=answering)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            yield self._not_understood()
+
+    def _connect(self, silence_timeout_s: float) -> httpx2.AsyncClient:
+        timeout = httpx2.Timeout(silence_timeout_s, connect=self._connect_timeout_s)
+        # A proxy of the environment must not stand between this page and a backend on the same machine.
+        return httpx2.AsyncClient(base_url=self.base_url, timeout=timeout, verify=self._tls, trust_env=False)
+
+    def _explain(self, error: httpx2.TransportError, silence_timeout_s: float, *, answering: bool = False) -> Failed:
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return Failed(f"The backend at {self.base_url} cannot be reached.", unreachable=True)
+        if isinstance(error, httpx2.TimeoutException):
+            return Failed(
+                f"The backend at {self.base_url} was silent for {silence_timeout_s:g} s, so the wait was given up.",
+                unreachable=not answering,
+            )
+        if answering:
+            return Failed(BROKEN_OFF)
+        return Failed(f"The backend at {self.base_url} closed the connection without an answer.", unreachable=True)
+
+    def _not_understood(self) -> Failed:
+        return Failed(f"{self.base_url} answered something that is not this project's API. Is the address right?")
+
+
+class _ChunkReader:
+    """Turns the data lines of one stream into events; ``ended`` once nothing more will be read."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._timings = Timings()
+        self._usage: Usage | None = None
+        self._truncated = False
+
+    def read(self, data: str) -> Iterator[Event]:
+        """Raises ``ValueError``, ``KeyError``, ``TypeError`` and the like on what is not the API's."""
+        if data == "[DONE]":
+            self.ended = True
+            yield Done(self._timings, self._usage, self._truncated)
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            self.ended = True
+            yield Failed(str(chunk["error"]["message"]))
+            return
+        yield from self._read_chunk(chunk)
+
+    def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
+        extra = chunk.get("expert_router") or {}
+        if "decision" in extra:
+            yield _parse_routed(extra)
+        if "section" in extra:
+            yield Section(extra["section"])
+        for choice in chunk["choices"][:1]:
+            if text := choice["delta"].get("content"):
+                yield Text(text)
+            self._truncated = self._truncated or choice.get("finish_reason") == "length"
+        if "timings" in extra:
+            self._timings = _parse_timings(extra["timings"])
+        if usage := chunk.get("usage"):
+            self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
+
+
+def _checked(base_url: str) -> str:
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
+        raise ConfigError(f"{base_url!r} is not the address of a backend: {error}.") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ConfigError(f"{base_url!r} is not the address of a backend; one looks like http://127.0.0.1:8000.")
+    return base_url.rstrip("/")
+
+
+def _parse_model(entry: dict[str, Any]) -> Model:
+    about = entry.get("expert_router") or {}
+    name = entry["id"]
+    return Model(name, about.get("title") or name, about.get("description") or "", tuple(about.get("examples") or ()))
+
+
+def _parse_routed(extra: dict[str, Any]) -> Routed:
+    decision = extra["decision"]
+    return Routed(
+        Decision(
+            kind=decision["kind"],
+            experts=tuple(decision["experts"]),
+            scores=_parse_scores(decision["scores"]) if decision.get("scores") else None,
+            runner_up=decision.get("runner_up"),
+            reason=decision["reason"],
+            router=decision.get("router") or "",
+        ),
+        tuple(extra["experts"]),
+        dict(extra.get("titles") or {}),
+    )
+
+
+def _parse_scores(scores: dict[str, float]) -> Scores:
+    experts = {name: float(score) for name, score in scores.items() if name != "none"}
+    return Scores(experts, float(scores.get("none", 0.0)))
+
+
+def _parse_timings(timings: dict[str, float | None]) -> Timings:
+    return Timings(timings.get("route_s"), timings.get("first_token_s"), timings.get("total_s"))
+
+
+def _refusal(response: httpx2.Response) -> str:
+    """The server's own sentence where it sent one, and when to come back where it said so."""
+    try:
+        message = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"The backend answered with status {response.status_code} and no explanation."
+    wait = response.headers.get("retry-after", "")
+    return f"{message} Try again in {wait} s." if wait.isdigit() else message

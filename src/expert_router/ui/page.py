@@ -1,0 +1,256 @@
+"""The chat page in Gradio: its layout, and what happens on each click.
+
+The conversation lives in the session's state; what is on the screen is always drawn from it. A question goes through
+three steps: ``_Page.ask_*`` adds it and shows it, ``_Page.answer`` streams, ``_Page.settle`` tidies up however that
+ended. Stop cancels the second step: Gradio closes the generator, which closes the client's connection.
+
+Imported through ``expert_router.ui.chat`` only, because Gradio is heavy.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import gradio as gr  # noqa: TID253 - reached only through ui.chat, whose functions import this module
+
+from expert_router.types import AUTO
+from expert_router.ui import cards
+from expert_router.ui.client import ChatClient, Failed, Text
+from expert_router.ui.conversation import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from expert_router.ui.conversation import Exchange
+
+TITLE = "Expert Router"
+SEND, STOP = "Send", "Stop"
+REDRAW_INTERVAL_S = 0.05
+"""Text that comes faster than this is shown together: drawing costs the same processor that generates."""
+RECHECK_INTERVAL_S = 2.0
+"""How often a page without a backend looks whether it is back."""
+DOWN_HINT = "Start it with `make run`, or wait: this page looks again by itself."
+
+HEAD = (
+    # The browser itself refuses every other host, whatever a model writes.
+    '<meta http-equiv="Content-Security-Policy" content="'
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; frame-src 'none'; form-action 'none'\">"
+    "<link rel=\"icon\" href=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'>"
+    "<rect x='2' y='5' width='28' height='6' rx='3' fill='%236366f1'/>"
+    "<rect x='2' y='14' width='19' height='6' rx='3' fill='%23ea580c'/>"
+    "<rect x='2' y='23' width='10' height='6' rx='3' fill='%2394a3b8'/></svg>\">"
+)
+
+Update: TypeAlias = Any
+"""What Gradio takes for an output component: a value, or a component with the properties to change."""
+
+
+def theme() -> gr.themes.Base:
+    """System fonts only: the page asks no other host for anything."""
+    return gr.themes.Base(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    )
+
+
+def build(base_url: str) -> gr.Blocks:
+    """Raises ``ConfigError`` when ``base_url`` is not the address of a web server."""
+    page = _Page(ChatClient(base_url))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True) as blocks:
+        page.lay_out()
+        page.connect(blocks)
+    return blocks
+
+
+class _Page:
+    """The components, and the handlers of their events. Holds nothing of any one visitor."""
+
+    def __init__(self, client: ChatClient) -> None:
+        self._client = client
+
+    def lay_out(self) -> None:
+        self.conversation = gr.State(Conversation())
+        self.number = gr.State(0)
+        self.catalogue = gr.State(cards.Catalogue())
+        self.recheck = gr.Timer(RECHECK_INTERVAL_S, active=False)
+        with gr.Row(elem_id="er-top"):
+            gr.HTML(cards.header())
+            self.new_chat = gr.Button("New chat", elem_id="er-new", size="sm", scale=0, min_width=96)
+        self.banner = gr.HTML(visible=False, elem_id="er-banner-slot")
+        self.chatbot = gr.Chatbot(
+            elem_id="er-chat",
+            show_label=False,
+            container=False,
+            scale=1,
+            height=None,
+            layout="bubble",
+            buttons=["copy"],
+            feedback_options=None,
+            sanitize_html=True,
+            allow_tags=False,
+            group_consecutive_messages=False,
+            latex_delimiters=[],
+            placeholder=cards.welcome(cards.Catalogue()),
+        )
+        with gr.Column(elem_id="er-composer", scale=0):
+            self.box = gr.Textbox(
+                elem_id="er-box",
+                show_label=False,
+                label="Your question",
+                container=False,
+                placeholder="Ask a question",
+                lines=1,
+                max_lines=6,
+                autofocus=True,
+                submit_btn=SEND,
+                stop_btn=False,
+            )
+            self.choice = gr.Radio(
+                cards.Catalogue().choices, value=AUTO, label="Who answers", elem_id="er-choice", interactive=True
+            )
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        shown = [self.conversation, self.chatbot, self.box]
+        asked_from = [self.conversation, self.number, self.catalogue, self.choice]
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        answers = []
+        for trigger, handler, inputs in (
+            (self.box.submit, self.ask_typed, [self.box, *asked_from]),
+            (self.chatbot.example_select, self.ask_example, asked_from),
+            (self.chatbot.retry, self.ask_again, asked_from),
+            (self.chatbot.option_select, self.ask_option, asked_from),
+        ):
+            answer = trigger(handler, inputs, shown, **quick).success(
+                self.answer,
+                [self.conversation, self.catalogue],
+                [self.conversation, self.chatbot, self.banner, self.recheck],
+                show_progress="hidden",
+                api_visibility="private",
+                concurrency_limit=None,
+            )
+            answer.then(self.settle, [self.conversation, self.number, self.catalogue], shown, **quick)
+            answers.append(answer)
+        self.box.stop(None, cancels=answers, api_visibility="private")
+        for trigger in (self.new_chat.click, self.chatbot.clear):
+            trigger(None, cancels=answers, api_visibility="private")
+            trigger(self.start_anew, self.number, [self.number, *shown], **quick)
+        looked_up = [self.catalogue, self.choice, self.chatbot, self.banner, self.recheck]
+        blocks.load(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
+        self.recheck.tick(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
+
+    async def look_up(self, catalogue: cards.Catalogue, choice: str) -> list[Update]:
+        """Ask the backend who can answer: at load, and again and again while it is down."""
+        models = await self._client.models()
+        if isinstance(models, Failed):
+            return [catalogue, gr.skip(), gr.skip(), *self._down(models)]
+        catalogue = cards.Catalogue(models)
+        value = choice if choice in {name for _, name in catalogue.choices} else AUTO
+        examples = [{"text": question} for question in catalogue.examples]
+        selector = gr.Radio(choices=catalogue.choices, value=value)
+        start = gr.Chatbot(examples=examples, placeholder=cards.welcome(catalogue))
+        return [catalogue, selector, start, *self._up()]
+
+    def ask_typed(
+        self, question: str, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str
+    ) -> list[Update]:
+        return self._ask(question, _current(conversation, number), catalogue, choice)
+
+    def ask_example(
+        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str, event: gr.SelectData
+    ) -> list[Update]:
+        return self._ask(event.value["text"], _current(conversation, number), catalogue, choice)
+
+    def ask_again(
+        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str
+    ) -> list[Update]:
+        """Retry the last question, with what is chosen now: this is how another expert is tried."""
+        return self._repeat(_current(conversation, number), catalogue, choice)
+
+    def ask_option(
+        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, _choice: str, event: gr.SelectData
+    ) -> list[Update]:
+        """The person said which expert was meant, so the last question goes there."""
+        return self._repeat(_current(conversation, number), catalogue, event.value)
+
+    def _repeat(self, conversation: Conversation, catalogue: cards.Catalogue, model: str) -> list[Update]:
+        if not conversation.exchanges:
+            raise gr.Error("The server no longer knows this conversation.", title="Ask again", print_exception=False)
+        _refuse_while_busy(conversation)
+        question = conversation.exchanges[-1].question
+        return self._ask(question, conversation.without_last(), catalogue, model)
+
+    def _ask(self, question: str, conversation: Conversation, catalogue: cards.Catalogue, model: str) -> list[Update]:
+        _refuse_while_busy(conversation)
+        if not question.strip():
+            raise gr.Error("", visible=False, print_exception=False)
+        conversation = conversation.ask(question.strip(), model)
+        return [conversation, draw(conversation, catalogue), gr.Textbox("", submit_btn=False, stop_btn=STOP)]
+
+    async def answer(self, conversation: Conversation, catalogue: cards.Catalogue) -> AsyncIterator[list[Update]]:
+        """Stream the answer to the last question."""
+        exchange = conversation.exchanges[-1]
+        drawn_at = 0.0
+        async with aclosing(self._client.stream_chat(conversation.messages(), exchange.model)) as events:
+            async for event in events:
+                exchange = exchange.after(event)
+                conversation = conversation.with_last(exchange)
+                if isinstance(event, Text) and time.monotonic() - drawn_at < REDRAW_INTERVAL_S:
+                    continue
+                status = self._down(event) if isinstance(event, Failed) and event.unreachable else self._up()
+                yield [conversation, draw(conversation, catalogue), *status]
+                drawn_at = time.monotonic()
+
+    def settle(self, conversation: Conversation, number: int, catalogue: cards.Catalogue) -> list[Update]:
+        conversation = _current(conversation, number).settled()
+        return [conversation, draw(conversation, catalogue), gr.Textbox(submit_btn=SEND, stop_btn=False)]
+
+    def start_anew(self, number: int) -> list[Update]:
+        return [number + 1, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
+
+    def _down(self, failed: Failed) -> list[Update]:
+        return [gr.HTML(cards.banner(failed.message, DOWN_HINT), visible=True), gr.Timer(active=True)]
+
+    def _up(self) -> list[Update]:
+        return [gr.HTML("", visible=False), gr.Timer(active=False)]
+
+
+def draw(conversation: Conversation, catalogue: cards.Catalogue) -> list[gr.ChatMessage]:
+    """A conversation as messages; only the last exchange offers a choice of experts."""
+    messages = [message for exchange in conversation.exchanges for message in _draw_exchange(exchange, catalogue)]
+    if messages and not conversation.busy:
+        messages[-1] = replace(messages[-1], options=_options(conversation.exchanges[-1], catalogue))
+    return messages
+
+
+def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue) -> Iterator[gr.ChatMessage]:
+    """The question, who answers, the answer. The text stands alone, because only such a message can be copied."""
+    yield gr.ChatMessage(cards.plain_markdown(exchange.question), "user")
+    if card := cards.decision_card(exchange, catalogue):
+        yield gr.ChatMessage(gr.HTML(card))
+    if exchange.text:
+        yield gr.ChatMessage(cards.plain_markdown(exchange.text))
+    if note := cards.footnote(exchange):
+        yield gr.ChatMessage(gr.HTML(note))
+
+
+def _options(exchange: Exchange, catalogue: cards.Catalogue) -> list[dict[str, str]]:
+    if exchange.routed is None or exchange.routed.decision.kind != "clarify":
+        return []
+    return [{"value": name, "label": catalogue.title(name)} for name in exchange.routed.decision.experts]
+
+
+def _refuse_while_busy(conversation: Conversation) -> None:
+    if conversation.busy:
+        raise gr.Error("Wait for the answer, or stop it first.", title="Still answering", print_exception=False)
+
+
+def _current(conversation: Conversation, number: int) -> Conversation:
+    """The conversation, unless a cancelled answer wrote it after a new one was started."""
+    return conversation if conversation.number == number else Conversation(number)

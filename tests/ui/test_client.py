@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_backend import FakeBackend, free_port, wait_until
+
+from expert_router.errors import ConfigError
+from expert_router.types import Message, Usage
+from expert_router.ui.client import ChatClient, Done, Event, Failed, Routed, Section, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[FakeBackend]:
+    backend = FakeBackend()
+    backend.start()
+    yield backend
+    backend.stop()
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> ChatClient:
+    return ChatClient(backend.url, silence_timeout_s=1.0)
+
+
+async def ask(client: ChatClient, question: str, model: str = "auto") -> list[Event]:
+    return [event async for event in client.stream_chat([Message("user", question)], model)]
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Text))
+
+
+async def test_the_decision_comes_first_and_the_end_carries_what_it_cost(client: ChatClient) -> None:
+    events = await ask(client, "what is rem")
+    routed, *_, done = events
+    assert isinstance(routed, Routed)
+    assert routed.decision.kind == "single"
+    assert routed.experts == ("sleep",)
+    assert routed.titles == {"sleep": "Sleep science"}
+    assert routed.decision.scores is not None
+    assert routed.decision.scores.ranked()[0] == ("sleep", 0.97)
+    assert routed.decision.scores.none == 0.03
+    assert text_of(events).startswith("During REM sleep")
+    assert isinstance(done, Done)
+    assert done.usage == Usage(40, 25)
+    assert done.timings.first_token_s == 0.41
+    assert not done.truncated
+
+
+async def test_an_answer_by_several_experts_names_each_section(client: ChatClient) -> None:
+    events = await ask(client, "drowsy driving")
+    assert [event.expert for event in events if isinstance(event, Section)] == ["sleep", "cars"]
+
+
+async def test_a_forced_expert_has_no_scores(client: ChatClient, backend: FakeBackend) -> None:
+    routed = (await ask(client, "what is rem", "cars"))[0]
+    assert isinstance(routed, Routed)
+    assert routed.decision.kind == "forced"
+    assert routed.decision.scores is None
+    assert backend.requests[-1]["model"] == "cars"
+
+
+async def test_the_list_of_models(client: ChatClient) -> None:
+    models = await client.models()
+    assert not isinstance(models, Failed)
+    assert [model.name for model in models] == ["auto", "cars", "sleep", "general"]
+    assert models[1].examples[0] == "Who built the first car, and when?"
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("failing", "The engine stopped."),
+        ("breaking", "broke before the answer was complete"),
+        ("hanging", "silent for 1 s"),
+        ("garbage", "is not this project's API"),
+    ],
+)
+async def test_what_goes_wrong_mid_stream_keeps_the_text_and_says_why(
+    client: ChatClient, question: str, message: str
+) -> None:
+    events = await ask(client, question)
+    assert text_of(events).startswith("It begins well")
+    assert isinstance(events[-1], Failed)
+    assert message in events[-1].message
+    assert not events[-1].unreachable
+
+
+async def test_a_refusal_is_the_servers_own_sentence_and_when_to_come_back(client: ChatClient) -> None:
+    assert await ask(client, "overload") == [Failed("Too many questions wait. Try again in 7 s.")]
+
+
+async def test_a_backend_that_is_down() -> None:
+    nobody = ChatClient(f"http://127.0.0.1:{free_port()}")
+    [failed] = await ask(nobody, "anyone there")
+    assert isinstance(failed, Failed)
+    assert failed.unreachable
+    assert "cannot be reached" in failed.message
+    assert await nobody.models() == failed
+
+
+async def test_a_server_that_is_something_else(backend: FakeBackend) -> None:
+    elsewhere = ChatClient(f"{backend.url}/docs")
+    [failed] = await ask(elsewhere, "hello")
+    assert isinstance(failed, Failed)
+    assert "status 404" in failed.message
+
+
+async def test_a_server_that_accepts_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        silent = ChatClient(address, connect_timeout_s=0.3, silence_timeout_s=0.3)
+        [failed] = await ask(silent, "hello")
+        models = await silent.models()
+    assert isinstance(failed, Failed)
+    assert isinstance(models, Failed)
+    assert "silent for 0.3 s" in failed.message
+    assert failed.unreachable
+    assert models.unreachable
+
+
+async def test_closing_the_stream_closes_the_connection(client: ChatClient, backend: FakeBackend) -> None:
+    async with aclosing(client.stream_chat([Message("user", "a long one, left early")])) as events:
+        async for event in events:
+            if isinstance(event, Text):
+                break
+    await asyncio.to_thread(wait_until, lambda: "a long one, left early" in backend.left, "the server notices", 1.0)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "http://", "http://[::1", "ftp://example.org"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(ConfigError, match="not the address of a backend"):
+        ChatClient(address)

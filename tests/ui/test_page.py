@@ -1,0 +1,415 @@
+"""The chat page as a person meets it: headless Chromium clicks and reads, a small real server answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake_backend import FakeBackend, free_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from selenium.webdriver.remote.webdriver import WebDriver
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed")
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
+READABLE = (
+    ".er-header h1",
+    ".er-header p",
+    "#er-new",
+    ".er-badge",
+    ".er-score",
+    ".er-note",
+    ".er-reason",
+    ".er-name",
+    ".er-percent",
+    "#er-chat .user p",
+    "#er-chat .bot .md p",
+    ".er-problem",
+    "#er-choice label.selected span",
+    "#er-choice label:not(.selected) span",
+    "#er-box textarea",
+    "#er-box .submit-button",
+)
+PAGE = """
+import sys, argparse
+from expert_router.commands import chat_page
+parser = argparse.ArgumentParser()
+chat_page.add_arguments(parser)
+sys.exit(chat_page.main(parser.parse_args()))
+"""
+MOUNTED = """
+import asyncio, json, httpx2
+from fastapi import FastAPI
+from expert_router.ui.chat import mount
+app = FastAPI()
+app.get("/v1/models")(lambda: {"data": []})
+mount(app, "http://127.0.0.1:1", "/chat")
+app.get("/late")(lambda: "after the mount")
+async def ask():
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://host") as http:
+            paths = ["/", "/v1/models", "/late", "/docs", "/nothing", "/chat/", "/chat", "/chatter"]
+            return {path: (await http.get(path)).status_code for path in paths}
+print(json.dumps(asyncio.run(ask())))
+"""
+CONTRAST = """
+const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const channel = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+const behind = e => {
+  for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0.99) return c;
+  }
+  return [255, 255, 255];
+};
+const e = document.querySelector(arguments[0]);
+const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
+return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+"""
+
+
+@dataclass
+class Reader:
+    """What a person does and sees. Everything is read in one script call, because the page redraws while it streams."""
+
+    driver: WebDriver
+    url: str
+
+    def open(self, query: str = "") -> None:
+        self.driver.get(f"{self.url}/{query}")
+        wait_until(lambda: self.texts("#er-box textarea"), "the page shows its question box")
+
+    def texts(self, selector: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText.replaceAll('\\u00a0', ' '))"
+        return self.driver.execute_script(script, selector)
+
+    def last(self, selector: str) -> str:
+        return (self.texts(selector) or [""])[-1]
+
+    def kinds(self) -> list[str]:
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('#er-chat .er-card')].map(e => e.dataset.kind)"
+        )
+
+    def click(self, selector: str) -> None:
+        script = "const e = document.querySelector(arguments[0]); if (e) e.click(); return !!e"
+        wait_until(lambda: self.driver.execute_script(script, selector), f"{selector} can be clicked")
+
+    def send(self, question: str) -> None:
+        box = self.driver.find_element("css selector", "#er-box textarea")
+        box.send_keys(question + "\n")
+
+    def ask(self, question: str) -> None:
+        before = len(self.texts("#er-chat .user"))
+        self.send(question)
+        wait_until(lambda: len(self.texts("#er-chat .user")) > before, "the question appears")
+        self.wait_for_end()
+
+    def wait_for_end(self) -> None:
+        wait_until(lambda: self.texts("#er-box .submit-button") and not self.working(), "the answer is complete")
+
+    def working(self) -> bool:
+        return bool(self.texts("#er-box .stop-button")) or "pending" in self.kinds()
+
+    def answer(self) -> str:
+        return self.last("#er-chat .bot .md")
+
+    def start_anew(self) -> None:
+        self.click("#er-new")
+        wait_until(lambda: not self.texts("#er-chat .user"), "the conversation is empty")
+
+    def choose(self, name: str) -> None:
+        self.click(f"#er-choice input[value={name}]")
+        wait_until(lambda: self.last("#er-choice label.selected"), f"{name} is chosen")
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[FakeBackend]:
+    backend = FakeBackend(route_delay_s=0.1, text_delay_s=0.4)
+    backend.start()
+    yield backend
+    backend.stop()
+
+
+@pytest.fixture(scope="module")
+def url(backend: FakeBackend) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-c", PAGE, "--backend", backend.url, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert str(port) in process.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    profile: Path = tmp_path_factory.mktemp("chromium")
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(driver: WebDriver, url: str) -> Reader:
+    reader = Reader(driver, url)
+    wait_until(lambda: is_up(driver, url), "the page's server answers")
+    reader.open()
+    return reader
+
+
+def is_up(driver: WebDriver, url: str) -> bool:
+    from selenium.common.exceptions import WebDriverException
+
+    try:
+        driver.get(url)
+    except WebDriverException:
+        return False
+    return True
+
+
+@pytest.fixture
+def reader(opened: Reader) -> Reader:
+    opened.start_anew()
+    if opened.last("#er-choice label.selected") != "Automatic":
+        opened.choose("auto")
+    return opened
+
+
+def test_an_empty_page_says_who_can_answer_and_offers_examples(reader: Reader) -> None:
+    wait_until(lambda: reader.texts("#er-chat .example"), "the examples are there")
+    assert "Sleep science Sleep, dreams" in reader.last(".er-experts")
+    assert reader.texts("#er-choice label") == ["Automatic", "Car history", "Sleep science", "General"]
+
+
+def test_who_answers_comes_before_the_text_and_the_text_grows(reader: Reader) -> None:
+    reader.send("what happens in rem sleep")
+    wait_until(lambda: reader.kinds() == ["single"], "the decision is shown")
+    assert not reader.answer(), "text came before the decision was seen"
+    assert reader.last(".er-badge") == "Sleep science"
+    card = reader.last(".er-card")
+    for shown in ("97 %", "Runner-up: Car history 4 %", "This is about sleep", "None of them"):
+        assert shown in card
+    lengths = set()
+    wait_until(lambda: lengths.add(len(reader.answer())) or not reader.working(), "the answer is complete")
+    assert len(lengths) > 4
+    assert reader.answer().endswith("muscles are still.")
+    assert "first word after 410 ms · complete after 1.6 s · 25 tokens" in reader.last(".er-card")
+
+
+def test_the_second_turn_sends_the_conversation(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("first question")
+    reader.ask("second question")
+    assert len(reader.texts("#er-chat .user")) == 2
+    roles = [(message["role"], message["content"][:6]) for message in backend.requests[-1]["messages"]]
+    assert roles == [("user", "first "), ("assistant", "During"), ("user", "second")]
+
+
+def test_the_person_overrides_and_retries(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("an overridden question")
+    assert backend.requests[-1]["model"] == "auto"
+    reader.choose("cars")
+    reader.click("#er-chat button[title=Retry]")
+    wait_until(lambda: reader.kinds() == ["forced"], "the chosen expert answers")
+    reader.wait_for_end()
+    assert backend.requests[-1]["model"] == "cars"
+    assert [message["content"] for message in backend.requests[-1]["messages"]] == ["an overridden question"]
+    assert reader.last(".er-badge") == "Car history"
+    assert "chosen by you" in reader.last(".er-card")
+    assert len(reader.texts("#er-chat .user")) == 1
+
+
+def test_stop_frees_the_engine_at_once(reader: Reader, backend: FakeBackend) -> None:
+    question = "a long answer, stopped"
+    reader.send(question)
+    wait_until(lambda: "word word" in reader.answer(), "text comes")
+    reader.click("#er-box .stop-button")
+    wait_until(lambda: question in backend.left, "the backend sees that the client left", 1.0)
+    reader.wait_for_end()
+    assert reader.last(".er-foot") == "Stopped."
+    kept = reader.answer()
+    assert kept.startswith("word word")
+    reader.ask("and on")
+    assert backend.requests[-1]["messages"][1]["content"].strip() == kept
+
+
+def test_a_new_chat_stops_what_runs(reader: Reader, backend: FakeBackend) -> None:
+    question = "a long answer, abandoned"
+    reader.send(question)
+    wait_until(lambda: "word" in reader.answer(), "text comes")
+    reader.start_anew()
+    wait_until(lambda: question in backend.left, "the backend sees that the client left", 1.0)
+    time.sleep(0.3)
+    assert not reader.texts("#er-chat .user")
+    reader.ask("a fresh start")
+    assert len(backend.requests[-1]["messages"]) == 1
+
+
+def test_an_example_is_asked_by_a_click(reader: Reader, backend: FakeBackend) -> None:
+    reader.click("#er-chat .example")
+    wait_until(lambda: reader.texts("#er-chat .user"), "the example is asked")
+    reader.wait_for_end()
+    assert backend.requests[-1]["messages"][0]["content"] == "Who built the first car, and when?"
+    assert "Patent-Motorwagen" in reader.answer()
+
+
+def test_several_experts_general_and_refused_are_told_apart(reader: Reader) -> None:
+    reader.ask("why is drowsy driving dangerous")
+    assert reader.texts(".er-badge") == ["Sleep science", "Car history"]
+    assert reader.texts("#er-chat .bot .md strong") == ["Sleep science", "Car history"]
+    reader.ask("capital of france")
+    assert reader.last(".er-badge") == "General (no expert)"
+    reader.ask("a poem please")
+    assert reader.last(".er-badge") == "Not answered"
+    assert reader.kinds() == ["several", "general", "refused"]
+
+
+def test_a_clarifying_question_is_answered_by_a_click(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("jaguar")
+    assert reader.last(".er-badge") == "Which one do you mean?"
+    assert reader.texts("#er-chat .option") == ["Car history", "Sleep science"]
+    reader.click("#er-chat .option")
+    wait_until(lambda: reader.kinds() == ["forced"], "the chosen expert answers")
+    reader.wait_for_end()
+    assert backend.requests[-1]["model"] == "cars"
+
+
+def test_what_a_model_writes_stays_text(reader: Reader) -> None:
+    reader.ask("markup <b>bold</b>")
+    assert "<img src=x onerror=" in reader.answer()
+    assert reader.texts("#er-chat .bot .md code") == ["<b>code</b>"]
+    assert reader.texts("#er-chat .user b") == []
+    assert reader.texts("#er-chat .md img, #er-chat .md script, #er-chat a[href^=javascript]") == []
+    assert reader.driver.title == "Expert Router"
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("failing", "The answer broke off. The engine stopped."),
+        ("breaking", "The answer broke off. The connection to the backend broke"),
+        ("overload", "No answer. Too many questions wait. Try again in 7 s."),
+    ],
+)
+def test_a_failure_is_a_sentence(reader: Reader, question: str, said: str) -> None:
+    reader.ask(question)
+    assert said in reader.last(".er-problem")
+
+
+def test_a_backend_that_goes_away_and_comes_back(reader: Reader, backend: FakeBackend) -> None:
+    backend.stop()
+    try:
+        reader.ask("anyone there")
+        assert "cannot be reached" in reader.last(".er-problem")
+        assert "cannot be reached" in reader.last(".er-banner")
+        reader.open()
+        wait_until(lambda: "cannot be reached" in reader.last(".er-banner"), "a fresh page says so too")
+    finally:
+        backend.start()
+    wait_until(lambda: not reader.texts(".er-banner"), "the page notices that the backend is back")
+    wait_until(lambda: reader.texts("#er-chat .example"), "the examples come late")
+    reader.ask("are you back")
+    assert reader.kinds() == ["single"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read_in_either_theme(reader: Reader, theme: str) -> None:
+    reader.open(f"?__theme={theme}")
+    reader.ask("failing")
+    contrasts = {selector: reader.driver.execute_script(CONTRAST, selector) for selector in READABLE}
+    assert {selector: round(ratio, 1) for selector, ratio in contrasts.items() if ratio < 4.5} == {}
+    background = reader.driver.execute_script(
+        "return getComputedStyle(document.querySelector('gradio-app')).background"
+    )
+    assert ("rgb(255, 255, 255)" in background) == (theme == "light")
+
+
+def test_a_phone_scrolls_in_one_direction_only(reader: Reader) -> None:
+    metrics: dict[str, Any] = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        reader.open()
+        reader.ask("why is drowsy driving dangerous " + "verylongword" * 8)
+        beyond = reader.driver.execute_script(
+            "return [...document.querySelectorAll('#er-top *, #er-chat .message *, #er-composer *')]"
+            ".filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)"
+        )
+        assert beyond == []
+        assert reader.driver.execute_script("return document.documentElement.scrollWidth") == 390
+        assert reader.driver.execute_script(
+            "const b = document.querySelector('#er-box').getBoundingClientRect(); return b.bottom <= innerHeight"
+        )
+    finally:
+        reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_closing_the_page_frees_the_engine(reader: Reader, backend: FakeBackend) -> None:
+    question = "a long answer, page closed"
+    reader.send(question)
+    wait_until(lambda: "word" in reader.answer(), "text comes")
+    reader.driver.get("about:blank")
+    wait_until(lambda: question in backend.left, "the backend sees that the client left", 3.0)
+    reader.open()
+
+
+def test_the_page_asks_no_other_host(opened: Reader) -> None:
+    """Last, because it reads the browser's record of everything above."""
+    assert opened.texts("#er-box") != []
+    entries = [json.loads(entry["message"])["message"] for entry in opened.driver.get_log("performance")]
+    urls = {e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"}
+    web = {url for url in urls if url.startswith(("http", "ws"))}
+    assert len(web) > 20
+    assert {url for url in web if "//127.0.0.1:" not in url} == set()
+    severe = [entry["message"] for entry in opened.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    left = ("AbortError", "Connection errored out")  # what Gradio logs when a page with a running answer is left
+    assert [message for message in severe if not any(known in message for known in left)] == []
+
+
+def test_the_mounted_page_leaves_every_other_route_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", MOUNTED], capture_output=True, text=True, timeout=30, check=True)
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert statuses == {
+        "/": 404,
+        "/v1/models": 200,
+        "/late": 200,
+        "/docs": 200,
+        "/nothing": 404,
+        "/chat/": 200,
+        "/chat": 307,
+        "/chatter": 404,
+    }
+
+
+def test_the_light_modules_do_not_import_gradio() -> None:
+    script = "import sys, expert_router.ui.chat, expert_router.ui.client; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
