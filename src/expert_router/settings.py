@@ -57,6 +57,8 @@ class RouterSettings(Section):
     artifact: Path = Path("artifacts/router")
     encoder: str = "all-minilm-l6-v2"
     """An entry of models.lock."""
+    tuned_encoder: Path | None = Path("artifacts/encoder")
+    """An encoder fine-tuned for routing; ``None`` uses ``encoder`` as it was published."""
     zero_shot_model: str = "facebook/bart-large-mnli"
     """A hub name or a local folder."""
     on_general: Literal["answer", "refuse"] = "answer"
@@ -74,6 +76,9 @@ class EngineSettings(Section):
     kv_cache_bytes: int = Field(default=1024**3, ge=1)
     """Paged attention cache of one loaded model."""
     max_batch_size: int = Field(default=64, ge=1)
+    reproducible: bool = True
+    """The same question gets the same greedy answer alone and in a batch, on any CPU. Without it a batch takes half the
+    time and an answer may change with what else runs."""
     base_url: str = "http://127.0.0.1:9000/v1"
     """``openai_http`` only: where the OpenAI-compatible server is."""
     api_key: str | None = None

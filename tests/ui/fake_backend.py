@@ -30,6 +30,7 @@ DESCRIPTIONS = {
     "cars": "The history of cars: makers, models, people, racing, industry, design and technology over time.",
     "sleep": "Sleep, dreams, body clocks and tiredness: how sleep works, what disturbs it and what helps.",
 }
+ODD_REASON = "<i>Sure</i> ${1 + 1} {{value}} &amp;"
 MARKUP = (
     "Safe **bold** and `<b>code</b>`, but <img src=x onerror=\"document.title='hacked'\"> "
     "<script>document.title='hacked'</script> ![pixel](http://203.0.113.1/pixel.png) [link](javascript:alert(1))"
@@ -51,7 +52,7 @@ def decision(
 
 
 SLEEP = decision("single", ["sleep"], (0.04, 0.97), "cars", "This is about sleep: Sleep science scored 97 %.")
-CARS = decision("single", ["cars"], (0.95, 0.03), "sleep", "This is about cars: Car history scored 95 %.")
+CARS = decision("single", ["cars"], (0.95, 0.03), "general", "This is about cars: Car history scored 95 %.")
 BOTH = decision("several", ["sleep", "cars"], (0.81, 0.92), None, "The question needs both experts.")
 GENERAL = decision("general", [], (0.05, 0.08), "sleep", "No expert fits, so the base model answers.")
 CLARIFY = decision("clarify", ["cars", "sleep"], (0.48, 0.52), None, "Two experts fit about equally well.")
@@ -75,7 +76,7 @@ SCRIPTS = {
     "jaguar": Script(CLARIFY, [], "Do you mean *Car history* or *Sleep science*?"),
     "poem": Script(REFUSED, [], "I can only answer questions about sleep science and car history."),
     "long": Script(SLEEP, ["sleep"], "word " * 400, token_delay_s=0.05),
-    "markup": Script(SLEEP, ["sleep"], MARKUP),
+    "markup": Script({**SLEEP, "reason": ODD_REASON}, ["sleep"], MARKUP),
     "failing": Script(SLEEP, ["sleep"], "It begins well ", ending="error"),
     "breaking": Script(SLEEP, ["sleep"], "It begins well ", ending="break"),
     "hanging": Script(SLEEP, ["sleep"], "It begins well ", ending="hang"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_backend import FakeBackend, free_port, wait_until
+from fake_backend import ODD_REASON, FakeBackend, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[FakeBackend]:
-    backend = FakeBackend(route_delay_s=0.1, text_delay_s=0.4)
+    backend = FakeBackend()
     backend.start()
     yield backend
     backend.stop()
@@ -212,9 +212,11 @@ def test_an_empty_page_says_who_can_answer_and_offers_examples(reader: Reader) -
     assert reader.texts("#er-choice label") == ["Automatic", "Car history", "Sleep science", "General"]
 
 
-def test_who_answers_comes_before_the_text_and_the_text_grows(reader: Reader) -> None:
+def test_who_answers_comes_before_the_text_and_the_text_grows(reader: Reader, backend: FakeBackend) -> None:
+    backend.text_delay_s, usual_s = 0.5, backend.text_delay_s
     reader.send("what happens in rem sleep")
     wait_until(lambda: reader.kinds() == ["single"], "the decision is shown")
+    backend.text_delay_s = usual_s
     assert not reader.answer(), "text came before the decision was seen"
     assert reader.last(".er-badge") == "Sleep science"
     card = reader.last(".er-card")
@@ -263,6 +265,26 @@ def test_stop_frees_the_engine_at_once(reader: Reader, backend: FakeBackend) -> 
     assert backend.requests[-1]["messages"][1]["content"].strip() == kept
 
 
+def test_a_question_waits_for_its_turn_and_an_empty_one_is_none(reader: Reader, backend: FakeBackend) -> None:
+    asked = len(backend.requests)
+    reader.send("a long answer, interrupted")
+    wait_until(lambda: "word" in reader.answer(), "text comes")
+    reader.send("too early")
+    wait_until(lambda: "Wait for the answer" in reader.last(".toast-body"), "the page says why not")
+    assert reader.driver.execute_script("return document.querySelector('#er-box textarea').value") == "too early"
+    reader.click("#er-box .stop-button")
+    reader.wait_for_end()
+    assert reader.texts("#er-chat .user") == ["a long answer, interrupted"]
+    reader.send("")
+    wait_until(lambda: len(reader.texts("#er-chat .user")) == 2, "what was typed is asked now")
+    reader.wait_for_end()
+    reader.send("   ")
+    time.sleep(0.4)
+    assert len(reader.texts("#er-chat .user")) == 2
+    assert len(backend.requests) == asked + 2
+    reader.driver.find_element("css selector", "#er-box textarea").clear()
+
+
 def test_a_new_chat_stops_what_runs(reader: Reader, backend: FakeBackend) -> None:
     question = "a long answer, abandoned"
     reader.send(question)
@@ -281,6 +303,7 @@ def test_an_example_is_asked_by_a_click(reader: Reader, backend: FakeBackend) ->
     reader.wait_for_end()
     assert backend.requests[-1]["messages"][0]["content"] == "Who built the first car, and when?"
     assert "Patent-Motorwagen" in reader.answer()
+    assert "Runner-up: General (no expert) 5 %" in reader.last(".er-card")
 
 
 def test_several_experts_general_and_refused_are_told_apart(reader: Reader) -> None:
@@ -310,6 +333,7 @@ def test_what_a_model_writes_stays_text(reader: Reader) -> None:
     assert reader.texts("#er-chat .bot .md code") == ["<b>code</b>"]
     assert reader.texts("#er-chat .user b") == []
     assert reader.texts("#er-chat .md img, #er-chat .md script, #er-chat a[href^=javascript]") == []
+    assert reader.last(".er-reason") == ODD_REASON
     assert reader.driver.title == "Expert Router"
 
 

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from expert_router.api import health, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
+from expert_router.api.schemas import ErrorResponse
 from expert_router.errors import BodyTooLargeError
 from expert_router.observability import request_id
 from expert_router.types import GENERAL
@@ -56,7 +57,13 @@ def create_app(
                     await system.warm_up
             await dispatcher.close()
 
-    app = FastAPI(title="expert-router", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="expert-router",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
+    )
     app.state.system = system
     for part in (openai, query, health):
         app.include_router(part.router)
@@ -80,7 +87,10 @@ async def _warm_up(dispatcher: Dispatcher) -> None:
 
 
 class RequestLog:
-    """Gives every request an id (the caller's ``x-request-id`` if it sent one) and logs one line when it ends."""
+    """Gives every request an id (the caller's ``x-request-id`` if it sent one) and logs one line when it ends.
+
+    A bug is answered here, so that its 500 has the id too. No stack trace leaves the server; the log keeps it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -103,6 +113,11 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            logger.exception("unhandled error")
+            await JSONResponse(error_object(error), 500)(scope, receive, send_with_id)
         finally:
             seconds = round(time.perf_counter() - started, 4)
             logger.info(

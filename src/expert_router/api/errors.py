@@ -1,8 +1,7 @@
-"""Errors on the wire, in OpenAI's shape. No stack trace leaves the server; the log keeps it."""
+"""Errors on the wire, in OpenAI's shape."""
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from expert_router.errors import ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
-
-logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; the client that left never sees it."""
@@ -35,7 +32,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def _object(message: str, type_: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -51,7 +47,9 @@ async def _on_our_error(_: Request, error: Exception) -> Response:
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if "json" not in request.headers.get("content-type", ""):
-        body = _object("Send JSON, with the header content-type: application/json.", "invalid_request_error", None, None)
+        body = _object(
+            "Send JSON, with the header content-type: application/json.", "invalid_request_error", None, None
+        )
         return JSONResponse(body, 400)
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
@@ -61,16 +59,13 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     return JSONResponse(_object(f"{where}{message}", "invalid_request_error", param, "invalid_request"), 400)
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ExpertRouterError):  # FastAPI wraps what reading the body raises
+        return await _on_our_error(request, error.__cause__)
     body = _object(str(error.detail), "invalid_request_error", None, None)
     return JSONResponse(body, error.status_code, error.headers)
 
 
 async def _on_client_gone(_: Request, error: Exception) -> Response:  # noqa: ARG001 - the handler's signature
     return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def _on_bug(_: Request, error: Exception) -> Response:
-    logger.error("unhandled error", exc_info=error)
-    return JSONResponse(error_object(error), 500)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from expert_router.api import sse
 from expert_router.api.deps import SystemDep, unless_disconnected
@@ -23,7 +24,7 @@ from expert_router.types import AUTO, Accepted, Done, Routed, Section, Text
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.types import Answer, Decision, Event
@@ -52,11 +53,8 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep)
         await started.aclose()
         raise
     frames = _frames(started, routed, body, dispatcher)
-    return StreamingResponse(
-        sse.keep_alive(frames, system.options.keep_alive_s),
-        media_type=sse.MEDIA_TYPE,
-        headers={**sse.HEADERS, **_headers(routed.decision, routed.experts)},
-    )
+    headers = {**sse.HEADERS, **_headers(routed.decision, routed.experts)}
+    return _EventStream(started, sse.keep_alive(frames, system.options.keep_alive_s), headers)
 
 
 @router.get("/models", summary="The names that a request's model may have")
@@ -96,13 +94,29 @@ class _Started:
             yield event
 
     async def aclose(self) -> None:
-        if self._ahead is not None and not self._ahead.done():
+        if self._ahead is not None:
             self._ahead.cancel()
-            await asyncio.wait({self._ahead})
+            await asyncio.gather(self._ahead, return_exceptions=True)
         await self._events.aclose()
 
     async def _next(self) -> Event:
         return await anext(self._events)
+
+
+class _EventStream(StreamingResponse):
+    """Closes its events whatever becomes of it: Starlette leaves a body open that the client did not wait for."""
+
+    def __init__(self, started: _Started, frames: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(frames, headers=headers, media_type=sse.MEDIA_TYPE)
+        self._started = started
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._frames.aclose()
+            await self._started.aclose()
 
 
 async def _frames(

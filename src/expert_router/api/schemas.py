@@ -5,12 +5,28 @@ pydantic stops here; inside, frozen dataclasses cross every boundary.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticSerializationError
 
 from expert_router.errors import InvalidRequestError
 from expert_router.types import AUTO, ChatRequest, GenerationParams, Message
+
+
+class RequestBody(BaseModel):
+    """Strict: "5" is not a number and "yes" not a boolean."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="after")
+    def _refuse_half_characters(self) -> Self:
+        """JSON's escapes can spell a lone surrogate, which neither a tokenizer nor an answer can carry."""
+        try:
+            self.model_dump_json()
+        except PydanticSerializationError:
+            raise InvalidRequestError("The text holds half of a surrogate pair.") from None
+        return self
 
 
 class TextPart(BaseModel):
@@ -27,11 +43,11 @@ class ChatMessage(BaseModel):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestBody):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(BaseModel):
+class ChatCompletionRequest(RequestBody):
     """Parameters that would change the answer and are not supported are refused, never ignored."""
 
     model_config = ConfigDict(
@@ -56,6 +72,8 @@ class ChatCompletionRequest(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logprobs: bool | None = None
+    logit_bias: dict[str, Any] | None = None
+    functions: list[Any] | None = None
     tools: list[Any] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -66,11 +84,13 @@ class ChatCompletionRequest(BaseModel):
             "presence_penalty": bool(self.presence_penalty),
             "frequency_penalty": bool(self.frequency_penalty),
             "logprobs": bool(self.logprobs),
+            "logit_bias": bool(self.logit_bias),
+            "functions": bool(self.functions),
             "tools": bool(self.tools),
             "response_format": (self.response_format or {}).get("type", "text") != "text",
         }
         if unsupported := [name for name, used in asked.items() if used]:
-            raise ValueError(f"{', '.join(unsupported)}: not supported by this server")
+            raise InvalidRequestError(f"Not supported by this server: {', '.join(unsupported)}.", param=unsupported[0])
         return self
 
     def to_request(self, default_max_tokens: int) -> ChatRequest:
@@ -90,7 +110,7 @@ class ChatCompletionRequest(BaseModel):
 MAX_STOP_SEQUENCES = 4
 
 
-class QueryRequest(BaseModel):
+class QueryRequest(RequestBody):
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?"}]})
 
     query: str = Field(min_length=1)
@@ -103,3 +123,14 @@ class QueryResponse(BaseModel):
     classification: str
     response: str
     scores: dict[str, float] | None
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+from anyio import CancelScope
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
@@ -37,10 +39,11 @@ async def keep_alive(frames: AsyncGenerator[bytes], interval_s: float) -> AsyncG
             pending = None
             yield frame
     finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.wait({pending})
-        await frames.aclose()
+        with CancelScope(shield=True):  # Starlette's scope would cancel the waiting here again and again
+            if pending is not None:
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
+            await frames.aclose()
 
 
 async def _next(frames: AsyncGenerator[bytes]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from expert_router.data.prepare import PrepareReport
 
@@ -75,13 +75,14 @@ def _table(report: PrepareReport) -> list[str]:
         for each in report.inputs
     }
     counts["all"] = tuple(map(sum, zip(*counts.values(), strict=True)))
-    width = max(map(len, counts))
-    head = f"{'file':<{width}}" + "".join(f"{column:>{len(column) + 2}}" for column in columns)
-    return [head, *(f"{path:<{width}}" + _cells(row, columns) for path, row in counts.items())]
+    rows = [("file", *columns), *((path, *map(str, row)) for path, row in counts.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_line(row, widths) for row in rows]
 
 
-def _cells(row: Iterable[int], columns: Iterable[str]) -> str:
-    return "".join(f"{cell:>{len(column) + 2}}" for cell, column in zip(row, columns, strict=True))
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    file, *numbers = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    return "  ".join([cells[0].ljust(len(file)), *numbers])
 
 
 def _where(report: PrepareReport, *, dry_run: bool) -> list[str]:

@@ -5,50 +5,25 @@ Two questions are compared at three strengths:
 - *equal*: the same words in the same order, whatever their case, accents and punctuation;
 - *same wording*: they differ only in filler words, endings, compounds, a typing error or the order of words. One of
   two such questions is removed when both ask for the same expert and their keys agree;
-- *similar*: they share most of their letters or words. Both stay, but ``split`` keeps them together.
+- *similar*: they share most of their letters or words. Both stay; ``split`` finds them and keeps them together.
 
 A number or a distinguishing word ("Model T", "Model A") makes a different question, however alike the rest is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
-import zlib
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from expert_router.data.sources import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
-
-T = TypeVar("T")
-
 LONGEST = {"question": 2_000, "answer": 20_000, "key": 500, "subject": 200}
 """Characters; beyond them something went wrong when the file was made."""
-
-SIMILAR_LETTERS = 0.6
-"""Jaccard similarity of the letter trigrams of the content words."""
-SIMILAR_WORDS = 0.7
-"""Jaccard similarity of all words."""
-
-
-class Track(Protocol):
-    """Shows progress: yields the items unchanged."""
-
-    def __call__(self, items: Sequence[T], what: str) -> Iterable[T]: ...
-
-
-def untracked(items: Sequence[T], what: str) -> Iterable[T]:  # noqa: ARG001 - the Track that shows nothing
-    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,45 +71,6 @@ class Duplicate:
     kind: str
 
 
-class Pair(NamedTuple):
-    """Two similar records by their index, the smaller first; ``similarity`` is in [0, 1]."""
-
-    first: int
-    second: int
-    similarity: float
-    same_wording: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Cleaned:
-    """What stays, the similar ``pairs`` in it (indices into ``records``), and all that does not stay."""
-
-    records: tuple[Record, ...]
-    pairs: tuple[Pair, ...]
-    duplicates: tuple[Duplicate, ...]
-    rejected: tuple[Rejected, ...]
-
-
-def clean(records: Sequence[Record], track: Track = untracked) -> Cleaned:
-    """Settle conflicts and remove duplicates. The first of several equal records stays, so the order matters."""
-    consistent, conflicts = settle_conflicts(records)
-    distinct, equal, contradictions = remove_equal(consistent)
-    pairs = similar_pairs([record.words for record in distinct], track)
-    kept, near = remove_same_wording(distinct, pairs)
-    position = {old: new for new, old in enumerate(kept)}
-    remaining = (
-        Pair(position[pair.first], position[pair.second], pair.similarity, pair.same_wording)
-        for pair in pairs
-        if pair.first in position and pair.second in position
-    )
-    return Cleaned(
-        records=tuple(distinct[index] for index in kept),
-        pairs=tuple(remaining),
-        duplicates=(*equal, *near),
-        rejected=(*conflicts, *contradictions),
-    )
-
-
 # One row
 
 
@@ -152,7 +88,10 @@ def normalise(text: str, *, keep_lines: bool = False) -> str:
 
     ``keep_lines`` keeps line breaks, for answers with paragraphs or lists.
     """
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
+    if text.isprintable() and "  " not in text:  # most rows: nothing below would change them
+        return text.strip()
+    text = _INVISIBLE.sub("", text)
     if not keep_lines:
         return _SPACE.sub(" ", text).strip()
     text = _SPACE_IN_LINE.sub(" ", _LINE_ENDS.sub("\n", text))
@@ -199,35 +138,20 @@ def _key_occurs(key: str, answer: str) -> bool:
 # Equal questions
 
 
-def settle_conflicts(records: Sequence[Record]) -> tuple[list[Record], list[Rejected]]:
-    """Reject equal questions with different labels: nobody can say which label is right.
-
-    Where exactly one of the labels comes from a file that decides, it stays and only the others go.
-    """
-    rejected: dict[int, Rejected] = {}
-    for group in _equal_groups(records):
-        labels = {_label(records[i]) for i in group}
-        deciding = {_label(records[i]) for i in group if records[i].decides}
-        winners = deciding if len(deciding) == 1 else set()
-        for i in group if len(labels) > 1 else ():
-            if _label(records[i]) not in winners:
-                rivals = winners or labels - {_label(records[i])}
-                rejected[i] = _conflict(records[i], next(records[j] for j in group if _label(records[j]) in rivals))
-    return [r for i, r in enumerate(records) if i not in rejected], [rejected[i] for i in sorted(rejected)]
-
-
-def _conflict(record: Record, rival: Record) -> Rejected:
-    mine, other = ("|".join(r.experts) or "none" for r in (record, rival))
-    return record.reject(f"conflict: the same question is labelled {mine} here and {other} at {rival.place}")
-
-
 def remove_equal(records: Sequence[Record]) -> tuple[list[Record], list[Duplicate], list[Rejected]]:
-    """Keep the first of equal questions. A later one with a contrary key is rejected: somebody must look at it."""
+    """Keep the first of equal questions.
+
+    Equal questions with different labels are all rejected, since nobody can say which label is right; but where
+    exactly one of the labels comes from a file that decides, it stays. A later question with a contrary key is
+    rejected too: somebody must look at it.
+    """
     duplicates: dict[int, Duplicate] = {}
     rejected: dict[int, Rejected] = {}
-    for first, *others in _equal_groups(records):
-        kept = records[first]
-        for i in others:
+    for group in _equal_groups(records):
+        rejected |= _conflicts(records, group)
+        remaining = [i for i in group if i not in rejected]
+        for i in remaining[1:]:
+            kept = records[remaining[0]]
             if _keys_disagree(records[i], kept):
                 rejected[i] = records[i].reject(f"the same question has another key, {kept.key!r}, at {kept.place}")
             else:
@@ -244,6 +168,26 @@ def _equal_groups(records: Sequence[Record]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def _conflicts(records: Sequence[Record], group: Sequence[int]) -> dict[int, Rejected]:
+    """The records of a group of equal questions whose label another one contradicts."""
+    labels = {_label(records[i]) for i in group}
+    if len(labels) == 1:
+        return {}
+    deciding = {_label(records[i]) for i in group if records[i].decides}
+    winners = deciding if len(deciding) == 1 else set()
+    conflicts: dict[int, Rejected] = {}
+    for i in group:
+        if (label := _label(records[i])) not in winners:
+            rivals = winners or labels - {label}
+            conflicts[i] = _conflict(records[i], next(records[j] for j in group if _label(records[j]) in rivals))
+    return conflicts
+
+
+def _conflict(record: Record, rival: Record) -> Rejected:
+    mine, other = ("|".join(r.experts) or "none" for r in (record, rival))
+    return record.reject(f"conflict: the same question is labelled {mine} here and {other} at {rival.place}")
+
+
 def _label(record: Record) -> frozenset[str]:
     return frozenset(record.experts)
 
@@ -258,12 +202,16 @@ def _keys_disagree(a: Record, b: Record) -> bool:
 # The same wording
 
 
-def remove_same_wording(records: Sequence[Record], pairs: Iterable[Pair]) -> tuple[list[int], list[Duplicate]]:
-    """Indices of the records that stay, and the ones removed for an earlier one that stays."""
+def remove_same_wording(
+    records: Sequence[Record], pairs: Iterable[tuple[int, int]]
+) -> tuple[list[int], list[Duplicate]]:
+    """Indices of the records that stay, and the ones removed for an earlier one that stays.
+
+    ``pairs`` are the indices of records with the same wording, the smaller first.
+    """
     earlier: dict[int, list[int]] = {}
-    for pair in pairs:
-        if pair.same_wording:
-            earlier.setdefault(pair.second, []).append(pair.first)
+    for first, second in pairs:
+        earlier.setdefault(second, []).append(first)
     removed: dict[int, Duplicate] = {}
     for i in sorted(earlier):
         for j in sorted(earlier[i]):
@@ -301,7 +249,7 @@ _SHORTEST_MISSPELT = 6
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The words of a question without filler (all of them when there is nothing else), ready to be compared."""
+    """The words of a question without endings and filler (with it when there is nothing else), ready to compare."""
 
     words: tuple[str, ...]
     joined: str
@@ -309,7 +257,7 @@ class Wording:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Wording:
-        content = tuple(word for word in words if word not in _FILLER) or tuple(words)
+        content = tuple(_stem(word) for word in words if word not in _FILLER) or tuple(words)
         return cls(content, "".join(content), " ".join(sorted(content)))
 
     def is_same(self, other: Wording) -> bool:
@@ -322,12 +270,12 @@ class Wording:
         return len(self.words) == len(other.words) and all(map(_same_word, self.words, other.words))
 
 
+def _stem(word: str) -> str:
+    return _ENDING.sub("", word) if word.isalpha() else word
+
+
 def _same_word(a: str, b: str) -> bool:
-    if a == b:
-        return True
-    if not (a.isalpha() and b.isalpha()):
-        return False
-    return _ENDING.sub("", a) == _ENDING.sub("", b) or _misspelt(a, b)
+    return a == b or (a.isalpha() and b.isalpha() and _misspelt(a, b))
 
 
 def _misspelt(a: str, b: str) -> bool:
@@ -359,117 +307,8 @@ def _fold(text: str) -> str:
     """For comparing only: no case, no accents, no typographic variants, single spaces."""
     if not text.isascii():
         text = _ACCENT.sub("", unicodedata.normalize("NFKD", text.translate(_PLAIN)))
-    return _SPACE.sub(" ", text.casefold())
+    return " ".join(text.casefold().split())
 
 
 def words_of(question: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(_fold(question).replace("'", "")))
-
-
-# Similar questions
-
-
-_HASHES = 128
-_BAND = 4
-"""Hashes that must agree for two questions to be compared: at similarity 0.6, one of 32 bands does in 99 % of cases."""
-_CROWD = 16
-_CROWD_NEIGHBOURS = 2
-"""Where more questions than a crowd agree, they share a template: each is compared with the next in the alphabet only.
-
-Questions that are closer than their template also agree in bands of which the template is no part.
-"""
-_DOUBT = 0.2
-"""Below the threshold by this much, the estimate from 128 hashes is not worth an exact comparison: 4 deviations."""
-_CHUNK = 65_536
-
-
-def similar_pairs(questions: Sequence[Sequence[str]], track: Track = untracked) -> list[Pair]:
-    """All pairs of similar questions, given by their words, ordered by index; found by MinHash, confirmed exactly.
-
-    Takes time in proportion to the number of questions, also where thousands follow one template.
-    """
-    wordings = [Wording.of(words) for words in questions]
-    ranks = _ranks([wording.joined for wording in wordings])
-    similarity: dict[tuple[int, int], float] = {}
-    trigrams = [frozenset(chain.from_iterable(map(_trigrams, wording.words))) for wording in wordings]
-    words = [frozenset(zlib.crc32(word.encode()) for word in words) for words in questions]
-    for sets, threshold in ((trigrams, SIMILAR_LETTERS), (words, SIMILAR_WORDS)):
-        for pair in _candidates(_signatures(sets), ranks, threshold, track):
-            jaccard = _jaccard(*map(sets.__getitem__, pair))
-            if jaccard >= threshold and jaccard > similarity.get(pair, 0.0):
-                similarity[pair] = jaccard
-    return [Pair(i, j, similarity[i, j], wordings[i].is_same(wordings[j])) for i, j in sorted(similarity)]
-
-
-def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
-
-
-def _ranks(texts: Sequence[str]) -> NDArray[np.intp]:
-    """Each text's place in the alphabet."""
-    ranks = np.empty(len(texts), dtype=np.intp)
-    ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
-    return ranks
-
-
-@lru_cache(maxsize=1 << 16)
-def _trigrams(word: str) -> tuple[int, ...]:
-    padded = f" {word} "
-    return tuple(zlib.crc32(padded[i : i + 3].encode()) for i in range(len(padded) - 2))
-
-
-def _constants(name: str, count: int) -> NDArray[np.uint64]:
-    """Fixed odd 64-bit numbers: the same on every machine and with every release of numpy."""
-    digests = (hashlib.sha256(f"{name} {i}".encode()).digest()[:8] for i in range(count))
-    return np.array([int.from_bytes(digest, "little") | 1 for digest in digests], dtype=np.uint64)
-
-
-def _signatures(sets: Sequence[frozenset[int]]) -> NDArray[np.uint32]:
-    """MinHash signatures, one row per set: the share of equal columns estimates the Jaccard similarity."""
-    flat = np.fromiter(chain.from_iterable(sets), dtype=np.uint64)
-    starts = np.cumsum([0, *map(len, sets)])[:-1]
-    signatures = np.empty((len(sets), _HASHES), dtype=np.uint32)
-    factors, offsets = _constants("factor", _HASHES), _constants("offset", _HASHES)
-    for column in range(_HASHES):
-        hashed = (flat * factors[column] + offsets[column]) >> np.uint64(32)
-        signatures[:, column] = np.minimum.reduceat(hashed, starts)
-    return signatures
-
-
-def _candidates(
-    signatures: NDArray[np.uint32], ranks: NDArray[np.intp], threshold: float, track: Track
-) -> Iterable[tuple[int, int]]:
-    """Pairs of indices, the smaller first, that agree in a band and by all hashes may reach the threshold."""
-    count = len(signatures)
-    factors = _constants("band", _BAND)
-    codes = np.empty(0, dtype=np.int64)
-    for start in track(range(0, _HASHES, _BAND), "comparing"):
-        band = (signatures[:, start : start + _BAND].astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
-        codes = _distinct(np.concatenate([codes, *_neighbours(band, ranks)]))
-    for begin in range(0, len(codes), _CHUNK):
-        first, second = np.divmod(codes[begin : begin + _CHUNK], count)
-        agreeing = (signatures[first] == signatures[second]).mean(axis=1)
-        likely = agreeing >= threshold - _DOUBT
-        yield from zip(first[likely].tolist(), second[likely].tolist(), strict=True)
-
-
-def _neighbours(band: NDArray[np.uint64], ranks: NDArray[np.intp]) -> Iterable[NDArray[np.int64]]:
-    """Pairs with an equal value, coded as smaller index x count + larger index."""
-    count = len(band)
-    arranged = np.lexsort((ranks, band))
-    values = band[arranged]
-    _, inverse, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    crowded = sizes[inverse] > _CROWD
-    for distance in range(1, min(_CROWD, count)):
-        equal = values[distance:] == values[:-distance]
-        if distance > _CROWD_NEIGHBOURS:
-            equal &= ~crowded[distance:]
-        a, b = arranged[:-distance][equal], arranged[distance:][equal]
-        yield np.minimum(a, b) * count + np.maximum(a, b)
-
-
-def _distinct(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sorted, each once. ``np.unique`` hashes first, which takes minutes on millions of codes."""
-    codes = np.sort(codes)
-    return codes[np.concatenate([[True], codes[1:] != codes[:-1]])] if len(codes) else codes

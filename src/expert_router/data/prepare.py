@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tqdm import tqdm
 
 from expert_router.artifacts import MANIFEST, load_experts, sha256_of, write_artifact
-from expert_router.data.clean import Cleaned, Duplicate, Record, clean, normalise, normalise_key, problem_with
+from expert_router.data.clean import (
+    Duplicate,
+    Record,
+    normalise,
+    normalise_key,
+    problem_with,
+    remove_equal,
+    remove_same_wording,
+)
 from expert_router.data.sources import FORMATS, Columns, Rejected, Row, Table, read_table
-from expert_router.data.split import RATIOS, SPLITS, Assignment, Split, assign
+from expert_router.data.split import RATIOS, SPLITS, Assignment, Pair, Split, Track, assign, similar_pairs, untracked
 from expert_router.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from expert_router.types import Expert
 
 T = TypeVar("T")
-Kind = Literal["answers", "out_of_scope", "multi_topic"]
+Kind = Literal["answers", "out_of_scope", "multi_topic", "router_questions"]
 
 SEED = 7
 QUARANTINE = "quarantine.csv"
@@ -40,6 +48,7 @@ COLUMNS: Mapping[Kind, Columns] = {
     "answers": Columns(("question", "answer", "key", "topic")),
     "out_of_scope": Columns(("question", "subject", "trap")),
     "multi_topic": Columns(("question", "experts"), ("note",)),
+    "router_questions": Columns(("question", "experts", "subject", "trap")),
 }
 _LONGEST_CONTENT = 2_000
 _BAR_DELAY_S = 0.5
@@ -144,7 +153,7 @@ def _find_sources(
                 f"put it there, or name another with --questions {name}=FILE."
             )
         sources.append(_Source(found, _label(found, home), "answers", name))
-    for kind in ("out_of_scope", "multi_topic"):
+    for kind in ("out_of_scope", "multi_topic", "router_questions"):
         if found := _existing((raw or default_raw) / f"{kind}.csv"):
             sources.append(_Source(found, _label(found, home), kind))
         else:
@@ -205,8 +214,13 @@ def _record(source: _Source, row: Row) -> Record:
         case "out_of_scope":
             known = {"experts": (), "subject": values["subject"], "trap": values["trap"].casefold()}
         case "multi_topic":
-            names = (name.strip().casefold() for name in values["experts"].split("|"))
-            known = {"experts": tuple(dict.fromkeys(name for name in names if name)), "decides": True}
+            known = {"experts": _names(values["experts"]), "decides": True}
+        case "router_questions":
+            known = {
+                "experts": _names(values["experts"]),
+                "subject": values["subject"],
+                "trap": values["trap"].casefold(),
+            }
     return Record(
         file=row.file,
         line=row.line,
@@ -215,6 +229,11 @@ def _record(source: _Source, row: Row) -> Record:
         question=values["question"],
         **known,
     )
+
+
+def _names(joined: str) -> tuple[str, ...]:
+    names = (name.strip().casefold() for name in joined.split("|"))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _refuse_useless(sources: Sequence[_Source], records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
@@ -230,6 +249,33 @@ def _refuse_useless(sources: Sequence[_Source], records: Sequence[Record], rejec
             f"{source.label}: none of its {len(problems)} rows can be used. The first: {first.file}:{first.line}: "
             f"{first.reason}."
         )
+
+
+# Records to distinct records
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What stays, the similar ``pairs`` in it (indices into ``records``), and all that does not stay."""
+
+    records: tuple[Record, ...]
+    pairs: tuple[Pair, ...]
+    duplicates: tuple[Duplicate, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def clean(records: Sequence[Record], track: Track = untracked) -> Cleaned:
+    """Settle conflicts and remove duplicates. The first of several equal records stays, so the order matters."""
+    distinct, equal, rejected = remove_equal(records)
+    pairs = similar_pairs([record.words for record in distinct], track)
+    kept, near = remove_same_wording(distinct, ((p.first, p.second) for p in pairs if p.same_wording))
+    position = {old: new for new, old in enumerate(kept)}
+    remaining = (
+        Pair(position[pair.first], position[pair.second], pair.similarity, pair.same_wording)
+        for pair in pairs
+        if pair.first in position and pair.second in position
+    )
+    return Cleaned(tuple(distinct[i] for i in kept), tuple(remaining), (*equal, *near), tuple(rejected))
 
 
 # The report

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from expert_router.types import FinishReason
 
@@ -64,17 +64,19 @@ class Batcher:
         self._active: dict[int, _Request] = {}
         self._leaving: list[_Request] = []
         self._closed = False
+        self._door = threading.Lock()  # no request comes in behind the command to close, where nobody would see it
         self.counters = Counters()
         self.error: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"batcher-{name}", daemon=True)
         self._thread.start()
 
-    async def generate(self, input_ids: Any, config: Any) -> AsyncIterator[TokenBatch]:
+    async def generate(self, input_ids: Any, config: Any) -> AsyncGenerator[TokenBatch]:
         """Generate until the model ends or the caller leaves; leaving frees the slot before the next step."""
         request = _Request(next(self._numbers), input_ids, config, asyncio.get_running_loop())
-        if self._closed:
-            raise EngineError("The engine is shutting down.")
-        self._commands.put(("add", request))
+        with self._door:
+            if self._closed:
+                raise EngineError("The engine is shutting down.")
+            self._commands.put(("add", request))
         finished = False
         try:
             while not finished:
@@ -89,8 +91,9 @@ class Batcher:
 
     def close(self) -> None:
         """Fail what still runs and give the pipeline's memory back."""
-        self._closed = True
-        self._commands.put(("close", None))
+        with self._door:
+            self._closed = True
+            self._commands.put(("close", None))
         self._thread.join()
         self._pipeline = None
 
@@ -102,12 +105,11 @@ class Batcher:
                 continue
             try:
                 self._pipeline.step()
+                self._count_out_leavers()
+                self._deliver()
             except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends these requests
                 self.error = f"{type(error).__name__}: {error}"
                 self._fail_all(EngineError(f"The engine failed while generating ({self.error})."))
-                continue
-            self._count_out_leavers()
-            self._deliver()
         self._fail_all(EngineError("The engine was shut down while generating."))
 
     def _obey(self, *, block: bool) -> bool:
@@ -121,7 +123,8 @@ class Batcher:
                 if command == "add":
                     self._add(request)
                 elif self._active.pop(request.number, None):
-                    request.handle.cancel()
+                    with suppress(Exception):  # the pipeline may be broken; the next step will say so
+                        request.handle.cancel()
                     self._leaving.append(request)
         return True
 
@@ -163,7 +166,7 @@ class Batcher:
         for request in requests:
             with suppress(Exception):  # the pipeline may be broken; the request ends all the same
                 request.handle.cancel()
-        self._leaving.clear()
+        self._count_out_leavers()
         self.counters.running = 0
         self.counters.failed += len(requests)
         self._send([(request, error) for request in requests])

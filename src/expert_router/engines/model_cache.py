@@ -13,10 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from expert_router.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 M = TypeVar("M")
+
+SHUTTING_DOWN = "The engine is shutting down."
 
 
 @dataclass
@@ -29,8 +33,9 @@ class _Entry(Generic[M]):
 class ModelCache(Generic[M]):
     """``max_bytes`` bounds what stays loaded; a model in use is never unloaded, so the bound can be passed for a while.
 
-    Loading runs in a thread of its own, one at a time (two loads would fight for the same cores), off every event
-    loop. A load that fails is forgotten, so that the next request tries again.
+    The model that was asked for last stays, however large it is. Loading runs in a thread of its own, one at a time
+    (two loads would fight for the same cores), off every event loop. A load that fails is forgotten, so that the next
+    request tries again.
     """
 
     def __init__(
@@ -46,15 +51,15 @@ class ModelCache(Generic[M]):
         self._unload = unload
         self._entries: OrderedDict[str, _Entry[M]] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-load")
 
     @asynccontextmanager
     async def lease(self, key: str) -> AsyncIterator[M]:
-        """The loaded model, kept loaded until the context ends."""
+        """The loaded model, kept loaded until the context ends. Raises what loading raises."""
         entry = self._take(key)
         try:
-            # Shielded: one waiter that leaves must not cancel the load for the others.
-            yield await asyncio.shield(asyncio.wrap_future(entry.loading))
+            yield await _loaded(entry)
         finally:
             self._give_back(entry)
 
@@ -67,6 +72,9 @@ class ModelCache(Generic[M]):
             return [key for key, entry in self._entries.items() if not entry.loading.done()]
 
     def close(self) -> None:
+        """Unload everything; a load that runs is waited for, one that waits is not begun."""
+        with self._lock:
+            self._closed = True
         self._loader.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             entries, self._entries = list(self._entries.values()), OrderedDict()
@@ -77,6 +85,8 @@ class ModelCache(Generic[M]):
     def _take(self, key: str) -> _Entry[M]:
         with self._lock:
             entry = self._entries.get(key)
+            if self._closed:
+                raise EngineError(SHUTTING_DOWN)
             if entry is None:
                 entry = self._entries[key] = _Entry(self._loader.submit(self._load_and_evict, key))
             self._entries.move_to_end(key)
@@ -86,6 +96,8 @@ class ModelCache(Generic[M]):
     def _give_back(self, entry: _Entry[M]) -> None:
         with self._lock:
             entry.leases -= 1
+            if entry.leases == 0 and not self._closed and self._surplus() > 0:
+                self._loader.submit(self._evict)
 
     def _load_and_evict(self, key: str) -> M:
         try:
@@ -96,21 +108,37 @@ class ModelCache(Generic[M]):
             raise
         with self._lock:
             self._entries[key].size_bytes = self._size_of(model)
-            idle = self._pop_surplus(keep=key)
-        for entry in idle:
-            self._unload(entry.loading.result())
+        self._evict()
         return model
 
-    def _pop_surplus(self, keep: str) -> list[_Entry[M]]:
-        surplus = sum(entry.size_bytes for entry in self._entries.values()) - self._max_bytes
+    def _evict(self) -> None:
+        """Unload what is idle and too much. Runs in the loader's thread, as unloading blocks."""
+        with self._lock:
+            idle = self._pop_surplus()
+        for entry in idle:
+            self._unload(entry.loading.result())
+
+    def _surplus(self) -> int:
+        return sum(entry.size_bytes for entry in self._entries.values()) - self._max_bytes
+
+    def _pop_surplus(self) -> list[_Entry[M]]:
         popped: list[_Entry[M]] = []
-        for key, entry in list(self._entries.items()):
-            if surplus <= 0:
+        for key, entry in list(self._entries.items())[:-1]:
+            if self._surplus() <= 0:
                 break
-            if key != keep and entry.leases == 0 and _is_loaded(entry):
+            if entry.leases == 0 and _is_loaded(entry):
                 popped.append(self._entries.pop(key))
-                surplus -= entry.size_bytes
         return popped
+
+
+async def _loaded(entry: _Entry[M]) -> M:
+    try:
+        # Shielded: one waiter that leaves must not cancel the load for the others.
+        return await asyncio.shield(asyncio.wrap_future(entry.loading))
+    except asyncio.CancelledError:
+        if entry.loading.cancelled():  # not this task was cancelled, but the load, by ``close``
+            raise EngineError(SHUTTING_DOWN) from None
+        raise
 
 
 def _is_loaded(entry: _Entry[M]) -> bool:

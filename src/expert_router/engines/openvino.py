@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,22 @@ from expert_router.errors import ContextLengthError, EngineError, NotReadyError
 from expert_router.types import Chunk, GenerationParams, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from expert_router.engines.prepared import PreparedModel
     from expert_router.types import Expert, FinishReason, Message
     from expert_router.weights import Canary
 
 GIB = 1024**3
+UNDECODABLE = "\ufffd"
+TOKENIZER_LIMIT = 8192
+"""The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
+REPRODUCIBLE = {
+    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, on the CPUs that have it alone
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else a step of one request computes otherwise than a step of several
+    "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
+}
+"""What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class OpenVINOOptions:
     max_model_bytes: int
     kv_cache_bytes: int
     max_batch_size: int
+    reproducible: bool
 
 
 class LoadedModel:
@@ -53,17 +64,16 @@ class LoadedModel:
 
         self._genai = genai
         self.name = name
-        self.context_tokens = prepared.facts.context_tokens
+        self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = max(1, options.kv_cache_bytes // GIB)
         scheduler.max_num_seqs = options.max_batch_size
         scheduler.dynamic_split_fuse = True  # long prompts are read in slices between other requests' tokens
         scheduler.enable_prefix_caching = True  # an expert's instructions are read once
+        device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
         try:
-            pipeline = genai.ContinuousBatchingPipeline(
-                str(prepared.folder), scheduler, "CPU", {"INFERENCE_NUM_THREADS": options.threads}
-            )
+            pipeline = genai.ContinuousBatchingPipeline(str(prepared.folder), scheduler, "CPU", device)
         except RuntimeError as error:
             raise NotReadyError(f"The model in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer = pipeline.get_tokenizer()
@@ -100,9 +110,10 @@ class LoadedModel:
 
 
 class Detokenizer:
-    """Token ids to text, piece by piece, never splitting a character.
+    """Token ids to text, piece by piece, never splitting a character: one that is not whole yet is held back.
 
-    Only a short window is decoded anew each time: the tokens of the last piece, which settle how the next begins.
+    Only a short window is decoded anew each time: the tokens of the last piece, which settle how the next begins. An
+    unfinished character at the end is decoded to nothing or to U+FFFD, as the tokenizer has it; both are understood.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -113,18 +124,21 @@ class Detokenizer:
 
     def feed(self, ids: list[int]) -> str:
         self._ids.extend(ids)
-        text = self._decode(self._ids[self._window :])
-        if text.endswith("\ufffd"):  # the middle of a character
-            return ""
-        return self._advance(text)
+        return self._advance(self._text(len(self._ids)).rstrip(UNDECODABLE))
 
     def flush(self) -> str:
-        return self._advance(self._decode(self._ids[self._window :]))
+        return self._advance(self._text(len(self._ids)))
 
     def _advance(self, text: str) -> str:
-        known = self._decode(self._ids[self._window : self._shown]) if self._shown > self._window else ""
-        self._window, self._shown = self._shown, len(self._ids)
-        return text[len(known) :]
+        new = text[len(self._text(self._shown).rstrip(UNDECODABLE)) :]
+        if new:  # else the window stays: it may hold the beginning of a character
+            self._window, self._shown = self._shown, len(self._ids)
+        return new
+
+    def _text(self, end: int) -> str:
+        """The window's tokens before ``end`` as text. A window may begin with the end of a character: without it."""
+        text = self._decode(self._ids[self._window : end]) if end > self._window else ""
+        return text.lstrip(UNDECODABLE) if self._window else text
 
 
 class OpenVINOEngine:
@@ -146,14 +160,15 @@ class OpenVINOEngine:
             prompt_tokens = int(input_ids.shape[1])
             if prompt_tokens >= model.context_tokens:
                 raise ContextLengthError(
-                    f"The conversation has {prompt_tokens} tokens; {model.name} reads at most {model.context_tokens}. "
-                    "Shorten it or start a new one.",
+                    f"The conversation is too long: {model.name} holds {model.context_tokens} tokens, the answer "
+                    "included. Shorten it or start a new one.",
                     param="messages",
                 )
             yield Chunk("")  # accepted
             batches = model.batcher.generate(input_ids, model.generation_config(params, prompt_tokens))
-            async for chunk in _to_chunks(batches, model.decode, params.stop, prompt_tokens):
-                yield chunk
+            async with aclosing(_to_chunks(batches, model.decode, params.stop, prompt_tokens)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def warm_up(self, expert: Expert) -> None:
         async with self._models.lease(self._model_of(expert)):
@@ -208,12 +223,12 @@ async def _greedy_answer(model: LoadedModel, canary: Canary) -> str:
 
 
 async def _to_chunks(
-    batches: AsyncIterator[TokenBatch], decode: Callable[[list[int]], str], stop: tuple[str, ...], prompt_tokens: int
-) -> AsyncIterator[Chunk]:
+    batches: AsyncGenerator[TokenBatch], decode: Callable[[list[int]], str], stop: tuple[str, ...], prompt_tokens: int
+) -> AsyncGenerator[Chunk]:
     detokenizer, scanner = Detokenizer(decode), StopScanner(stop)
     completion_tokens = 0
     finish_reason: FinishReason | None = None
-    try:
+    async with aclosing(batches):  # closing it frees the slot
         async for batch in batches:
             completion_tokens += len(batch.ids)
             finish_reason = batch.finish_reason
@@ -222,8 +237,6 @@ async def _to_chunks(
             if scanner.stopped:
                 finish_reason = "stop"
                 break
-    finally:
-        await batches.aclose()  # type: ignore[attr-defined] # an async generator: closing it frees the slot
     if finish_reason is None:
         raise EngineError("The engine ended the answer without saying why.")
     rest = "" if scanner.stopped else scanner.feed(detokenizer.flush()) + scanner.flush()

@@ -6,7 +6,8 @@ from __future__ import annotations
 class StopScanner:
     """Feed it pieces of text; it returns what is safe to show. ``stopped`` is set when a stop sequence was met.
 
-    The stop sequence itself and all after it are never shown, as OpenAI's API defines it.
+    The stop sequence itself and all after it are never shown, as OpenAI's API defines it. Of several, the one that is
+    complete first counts (the longest, when two end together), so that the pieces' sizes change nothing.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
@@ -18,10 +19,11 @@ class StopScanner:
         if self.stopped or not self._stop:
             return "" if self.stopped else text
         self._held += text
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            _, start = min(found)
+            shown, self._held = self._held[:start], ""
             return shown
         keep = max(self._overlap(s) for s in self._stop)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -1,15 +1,17 @@
 """A sentence to a vector: MiniLM (Reimers and Gurevych 2019; Wang et al. 2020) in int8, mean-pooled, of length one.
 
-Runs on onnxruntime and tokenizers; no torch. The session's threads do not spin, so that it leaves the cores to the
-engine beside it.
+Runs on onnxruntime and tokenizers; no torch. Two forms: the base model as it was published, or one fine-tuned for
+routing, whose artifact holds the transformer layers while the word embeddings are read from the base model's file.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from expert_router.artifacts import read_artifact, sha256_of
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,40 +20,85 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ENCODER_FILE = "encoder.onnx"
 MAX_TOKENS = 128
 """Longer questions are cut: what they are about is said by then."""
 
 
-class SentenceEncoder:
-    """``model`` is an ONNX file with inputs input_ids and attention_mask; its first output is (N, tokens, D)."""
+@dataclass(frozen=True, slots=True)
+class WordTable:
+    """``table_VD`` int8 and ``scale_V1`` float32, mapped from the base model's file: only rows in use are read."""
 
-    def __init__(self, model: Path, tokenizer: Path, threads: int) -> None:
+    table_VD: NDArray[np.int8]
+    scale_V1: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, base: Path, ranges: dict[str, int]) -> WordTable:
+        """``ranges`` gives rows, width, and the byte offsets of table and scale in the file."""
+        rows, width = ranges["rows"], ranges["width"]
+        table = np.memmap(base, np.int8, "r", ranges["table"], (rows, width))
+        scale = np.memmap(base, np.uint8, "r", ranges["scale"], (rows * 4,))  # float32, perhaps not aligned
+        return cls(table, np.frombuffer(scale.tobytes(), np.float32).reshape(rows, 1))
+
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Shape (*ids, D)."""
+        return np.asarray(self.table_VD[ids] * self.scale_V1[ids], dtype=np.float32)
+
+
+class SentenceEncoder:
+    """Thread-safe. ``words`` is ``None`` for a model that looks its word embeddings up itself.
+
+    ``sha256`` identifies the model file: a head fitted on one encoder must not be used on another.
+    """
+
+    def __init__(self, model: Path, tokenizer: Path, threads: int, words: WordTable | None = None) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that do not spin leave the cores to the language model beside them.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
             self._tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # both libraries raise bare exceptions of their own
-            raise ConfigError(f"The encoder in {model.parent} cannot be loaded: {error}") from error
+            raise ConfigError(f"The encoder {model} cannot be loaded: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._words = words
+        self.sha256 = sha256_of(model)
 
     def encode(self, text: str) -> NDArray[np.float32]:
         """Shape (D,), of length one."""
-        ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        ids_1T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+        feeds: dict[str, Any] = {"attention_mask": np.ones_like(ids_1T)}
+        if self._words is not None:
+            feeds["inputs_embeds"] = self._words.vectors(ids_1T)
+        else:
+            feeds |= {"input_ids": ids_1T, "token_type_ids": np.zeros_like(ids_1T)}
         hidden_TD = self._session.run(None, {k: v for k, v in feeds.items() if k in self._inputs})[0][0]
-        return np.asarray(_unit(hidden_TD.mean(axis=0)), dtype=np.float32)
+        return _unit(hidden_TD.mean(axis=0))
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """One vector per text, one at a time: a batch pads to its longest text, which costs more than it saves."""
         return (self.encode(text) for text in texts)
+
+
+def load_tuned_encoder(artifact: Path, base: Path, tokenizer: Path, threads: int) -> SentenceEncoder:
+    """The fine-tuned encoder in ``artifact``, with the words of ``base``. Raises ``ConfigError`` on a mismatch."""
+    manifest = read_artifact(artifact)
+    try:
+        base_sha256, ranges = manifest["base_sha256"], manifest["words"]
+        if sha256_of(base) != base_sha256:
+            raise ConfigError(f"The encoder in {artifact} was made from another base model than {base}.")
+        words = WordTable.read(base, ranges)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"{artifact} is not an encoder artifact: {error!r}") from error
+    return SentenceEncoder(artifact / ENCODER_FILE, tokenizer, threads, words)
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -48,7 +48,8 @@ class Admission:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await asyncio.wait_for(asyncio.shield(turn), self._queue_timeout_s)
+            async with asyncio.timeout(self._queue_timeout_s):  # wait_for may lose a cancellation at handover
+                await asyncio.shield(turn)
         except TimeoutError:
             self._withdraw(turn)
             raise self._refusal(f"no slot came free within {self._queue_timeout_s:g} s") from None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
+from expert_router.data.labelled import read_labelled
 from expert_router.engines.threads import inference_threads
 from expert_router.errors import ConfigError
 from expert_router.registry import Registry
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from expert_router.engines.openvino import ModelSource
     from expert_router.engines.prepared import PreparedModel
     from expert_router.ports import Engine, Router
+    from expert_router.routing.encoder import SentenceEncoder
     from expert_router.settings import Settings
     from expert_router.types import Expert
     from expert_router.weights import LockedModel
@@ -82,19 +83,27 @@ def prepare_base_model(settings: Settings, name: str, *, progress: bool) -> Prep
     )
 
 
+def load_encoder(settings: Settings, *, progress: bool) -> SentenceEncoder:
+    """The router's sentence encoder: fine-tuned where the settings name an artifact, else as it was published."""
+    from expert_router.routing.encoder import SentenceEncoder, load_tuned_encoder
+
+    _, files = fetch_model(settings, settings.router.encoder, progress=progress)
+    base, tokenizer, threads = files["model.onnx"], files["tokenizer.json"], inference_threads(settings.engine.threads)
+    if settings.router.tuned_encoder is None:
+        return SentenceEncoder(base, tokenizer, threads)
+    return load_tuned_encoder(settings.resolve(settings.router.tuned_encoder), base, tokenizer, threads)
+
+
 @ROUTERS.register("embedding")
 def _embedding(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
-    from expert_router.artifacts import sha256_of
     from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact
-    from expert_router.routing.encoder import SentenceEncoder
 
     artifact = RouterArtifact.load(settings.resolve(settings.router.artifact))
-    _, files = fetch_model(settings, settings.router.encoder, progress=progress)
-    if sha256_of(files["model.onnx"]) != artifact.encoder_sha256:
+    encoder = load_encoder(settings, progress=progress)
+    if encoder.sha256 != artifact.encoder_sha256:
         raise ConfigError(
-            f"The router was not fitted on the encoder {settings.router.encoder!r}. Run: expert-router train router"
+            "The router was fitted on another encoder than the configured one. Run: expert-router train router"
         )
-    encoder = SentenceEncoder(files["model.onnx"], files["tokenizer.json"], inference_threads(settings.engine.threads))
     return EmbeddingRouter(encoder, artifact)
 
 
@@ -102,15 +111,8 @@ def _embedding(settings: Settings, experts: Mapping[str, Expert], *, progress: b
 def _lexical(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
     from expert_router.routing.lexical import LexicalRouter
 
-    path = settings.resolve(settings.paths.data) / ROUTER_EXAMPLES
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [(row["query"], frozenset(filter(None, row["experts"].split("|")))) for row in csv.DictReader(file)]
-    except (OSError, KeyError) as error:
-        raise ConfigError(
-            f"The lexical router reads {path}, which is not usable ({error}). Run: expert-router prepare"
-        ) from error
-    return LexicalRouter(tuple(experts), rows)
+    examples = read_labelled(settings.resolve(settings.paths.data) / ROUTER_EXAMPLES)
+    return LexicalRouter(tuple(experts), [(example.query, example.experts) for example in examples])
 
 
 @ROUTERS.register("zero_shot")
@@ -155,6 +157,7 @@ def _openvino(settings: Settings, experts: Mapping[str, Expert], *, progress: bo
         max_model_bytes=engine.max_model_bytes,
         kv_cache_bytes=engine.kv_cache_bytes,
         max_batch_size=engine.max_batch_size,
+        reproducible=engine.reproducible,
     )
     return OpenVINOEngine({name: _model_source(settings, name, progress=progress) for name in names}, options)
 

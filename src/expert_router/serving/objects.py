@@ -39,5 +39,4 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "decision": decision_object(answer.decision),
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),
-        "finish_reason": answer.finish_reason,
     }

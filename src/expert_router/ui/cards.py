@@ -149,8 +149,9 @@ def _runner_up(routed: Routed, catalogue: Catalogue) -> str:
     name, scores = routed.decision.runner_up, routed.decision.scores
     if not name:
         return ""
-    score = f" {_percent(scores.experts[name])}" if scores and name in scores.experts else ""
-    return f'<span class="er-note">Runner-up: {_text(catalogue.title(name))}{score}</span>'
+    score = None if scores is None else scores.none if name == GENERAL else scores.experts.get(name)
+    shown = "" if score is None else f" {_percent(score)}"
+    return f'<span class="er-note">Runner-up: {_text(catalogue.title(name))}{shown}</span>'
 
 
 def _bars(scores: Scores, chosen: Iterable[str], catalogue: Catalogue) -> str:

@@ -32,7 +32,7 @@ REDRAW_INTERVAL_S = 0.05
 """Text that comes faster than this is shown together: drawing costs the same processor that generates."""
 RECHECK_INTERVAL_S = 2.0
 """How often a page without a backend looks whether it is back."""
-DOWN_HINT = "Start it with `make run`, or wait: this page looks again by itself."
+DOWN_HINT = "Start it with “make run”, or wait: this page looks again by itself."
 
 HEAD = (
     # The browser itself refuses every other host, whatever a model writes.
@@ -119,7 +119,9 @@ class _Page:
     def connect(self, blocks: gr.Blocks) -> None:
         shown = [self.conversation, self.chatbot, self.box]
         asked_from = [self.conversation, self.number, self.catalogue, self.choice]
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        queued: dict[str, Any] = {**hidden, "concurrency_limit": None}  # only a queued event can show a message
+        quick: dict[str, Any] = {**hidden, "queue": False}
         answers = []
         for trigger, handler, inputs in (
             (self.box.submit, self.ask_typed, [self.box, *asked_from]),
@@ -127,13 +129,11 @@ class _Page:
             (self.chatbot.retry, self.ask_again, asked_from),
             (self.chatbot.option_select, self.ask_option, asked_from),
         ):
-            answer = trigger(handler, inputs, shown, **quick).success(
+            answer = trigger(handler, inputs, shown, **queued).success(
                 self.answer,
                 [self.conversation, self.catalogue],
                 [self.conversation, self.chatbot, self.banner, self.recheck],
-                show_progress="hidden",
-                api_visibility="private",
-                concurrency_limit=None,
+                **queued,
             )
             answer.then(self.settle, [self.conversation, self.number, self.catalogue], shown, **quick)
             answers.append(answer)

@@ -1,0 +1,78 @@
+# Everything a person needs, from a fresh clone: `make run`, `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= default
+Q ?= What is REM sleep?
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo ask chat test test-slow test-zero-shot check data train-router bench notebooks lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+run: $(VENV)/.serve  ## set up and start the API and the chat page on http://127.0.0.1:8000
+	$(BIN)/expert-router --config $(PROFILE) serve
+
+demo: $(VENV)/.serve  ## the whole pipeline in seconds on the echo engine, without any weights
+	$(BIN)/expert-router --config echo route "$(Q)"
+	$(BIN)/expert-router --config echo ask "$(Q)"
+	$(BIN)/expert-router --config echo ask "Who founded Ferrari, and how many hours should a baby sleep?"
+
+ask: $(VENV)/.serve  ## ask one question: make ask Q="What is REM sleep?"
+	@$(BIN)/expert-router --config $(PROFILE) ask "$(Q)"
+
+chat: $(VENV)/.serve  ## talk in the terminal
+	@$(BIN)/expert-router --config $(PROFILE) chat
+
+test: $(VENV)/.dev  ## set up and run the default tests
+	$(BIN)/pytest -q
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes or need torch
+	$(BIN)/pytest -q -m slow
+
+test-zero-shot: $(VENV)/.zero-shot  ## the zero-shot baseline's tests: installs torch and transformers
+	$(BIN)/pytest -q -m zero_shot
+
+check: $(VENV)/.dev  ## format, lint, types, dependency direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
+	$(BIN)/expert-router prepare
+
+train-router: $(VENV)/.serve  ## fit the router on data/processed
+	$(BIN)/expert-router train router
+
+bench: $(VENV)/.serve  ## the tables of docs/benchmarks.md
+	$(BIN)/expert-router bench routers
+	$(BIN)/expert-router --config tiny bench engine
+	$(BIN)/expert-router --config default bench engine
+
+lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui -c requirements.txt pyproject.toml -o requirements-ui.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui --extra parquet --group dev -c requirements-ui.txt pyproject.toml -o requirements-dev.txt
+
+clean:  ## remove the environment and caches of this checkout (weights stay in the user's cache)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: requirements-ui.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) ..."
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-ui.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.zero-shot: requirements-zero-shot.txt $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-zero-shot.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.serve
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

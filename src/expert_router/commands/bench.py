@@ -1,0 +1,162 @@
+"""``expert-router bench``: the tables of docs/benchmarks.md, measured on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expert_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from expert_router.evaluation.load import LoadResult
+    from expert_router.evaluation.routing import RoutingReport
+    from expert_router.settings import Settings
+
+HELP = "measure routers and engines on this machine"
+ZERO_SHOT_QUESTIONS = 20
+"""The zero-shot baseline takes a hundred times longer a question, so it is timed on fewer."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "what", choices=("routers", "engine"), help="routers: accuracy and latency; engine: speed under load"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    group = parser.add_argument_group("routers")
+    group.add_argument("--routers", default="embedding,lexical", metavar="NAMES", help="default: embedding,lexical")
+    group.add_argument(
+        "--data", nargs="*", type=Path, metavar="FILE", help="labelled CSV or JSON lines (default: the test split)"
+    )
+    group.add_argument("--wrong", action="store_true", help="list the questions that went wrong")
+    group.add_argument(
+        "--zero-shot-shape",
+        action="store_true",
+        help="also time zero_shot on a random model of BART-large-mnli's exact shape (needs the zero-shot extra)",
+    )
+    group = parser.add_argument_group("engine")
+    group.add_argument("--clients", default="1,8,32", metavar="N,N", help="how many ask at once (default: 1,8,32)")
+    group.add_argument("--requests", type=int, default=4, metavar="N", help="answers per client (default: 4)")
+    group.add_argument("--max-tokens", type=int, default=64, metavar="N", help="an answer's length (default: 64)")
+    group.add_argument("--model", default="auto", metavar="NAME", help="auto (default), an expert, or general")
+
+
+def main(args: Namespace) -> int:
+    from expert_router.settings import load_settings
+
+    settings = load_settings(args.config)
+    return _bench_routers(args, settings) if args.what == "routers" else _bench_engine(args, settings)
+
+
+def _bench_routers(args: Namespace, settings: Settings) -> int:
+    from expert_router.data.labelled import read_labelled
+
+    files = args.data or [settings.resolve(settings.paths.data) / "processed/routing_test.csv"]
+    examples = [example for path in files for example in read_labelled(path)]
+    reports = [_router_report(settings, name, examples) for name in args.routers.split(",")]
+    if args.zero_shot_shape:
+        reports.append(_zero_shot_shape_report(settings, examples[:ZERO_SHOT_QUESTIONS]))
+    if args.json:
+        print(json.dumps({"machine": _machine(), "routers": [_report_object(report) for report in reports]}, indent=2))
+        return 0
+    for report in reports:
+        _print_report(report, show_wrong=args.wrong)
+    if args.zero_shot_shape:
+        ratio = reports[-1].latency_ms["p50"] / reports[0].latency_ms["p50"]
+        print(
+            f"\nA decision of {reports[-1].router} takes {ratio:.0f} times as long as one of {reports[0].router} (p50)."
+        )
+    return 0
+
+
+def _router_report(settings: Settings, name: str, examples: list[Any]) -> RoutingReport:
+    from expert_router.artifacts import load_experts
+    from expert_router.evaluation.routing import evaluate_routing
+    from expert_router.routing.policy import Policy
+    from expert_router.serving.build import build_router
+
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    router = build_router(settings, experts, name=name, progress=True)
+    policy = Policy(router.thresholds, {expert.name: expert.title for expert in experts.values()})
+    return evaluate_routing(examples, lambda query: policy.decide(router.score(query), name), name)
+
+
+def _zero_shot_shape_report(settings: Settings, examples: list[Any]) -> RoutingReport:
+    """Latency only means something here: the weights are random."""
+    import tempfile
+
+    from expert_router.evaluation.zero_shot_shape import save_random_bart_mnli
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_random_bart_mnli(Path(folder))
+        router = settings.router.model_copy(update={"zero_shot_model": folder})
+        return _router_report(settings.model_copy(update={"router": router}), "zero_shot", examples)
+
+
+def _report_object(report: RoutingReport) -> dict[str, Any]:
+    kinds = {
+        kind.kind: {"count": kind.count, "right": kind.right, "accuracy": kind.accuracy, "interval": kind.interval()}
+        for kind in report.kinds
+    }
+    return {"router": report.router, "kinds": kinds, "latency_ms": report.latency_ms}
+
+
+def _print_report(report: RoutingReport, *, show_wrong: bool) -> None:
+    latency = "  ".join(f"{name} {value:.1f} ms" for name, value in report.latency_ms.items())
+    print(f"\n{report.router}   {latency}   {_machine()}")
+    for kind in report.kinds:
+        low, high = kind.interval()
+        counts = f"{kind.right:>5} of {kind.count:<5}{kind.accuracy:>7.1%}"
+        print(f"  {kind.kind:<24}{counts}   95 % interval {low:.1%} to {high:.1%}")
+    for example, decision in report.wrong if show_wrong else []:
+        print(f"  ! {example.kind}: {example.query!r} -> {decision.kind} {','.join(decision.experts)}")
+
+
+def _bench_engine(args: Namespace, settings: Settings) -> int:
+    from expert_router.data.labelled import read_labelled
+    from expert_router.serving.build import build_dispatcher
+
+    try:
+        clients = [int(count) for count in args.clients.split(",")]
+    except ValueError:
+        raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
+    examples = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")
+    questions = [example.query for example in examples if len(example.experts) == 1]
+    results = asyncio.run(_measure(build_dispatcher(settings, progress=True), questions, clients, args))
+    if args.json:
+        about = {"machine": _machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
+        print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
+        return 0
+    print(f"\n{settings.engine.name}, {settings.engine.base_model}, {args.max_tokens} tokens an answer   {_machine()}")
+    print("clients   tokens/s   first token p50 / p95      whole answer p50 / p95")
+    for r in results:
+        first, whole = r.first_token_s, r.answer_s
+        first_ms = f"{first[0] * 1000:>12.0f} / {first[1] * 1000:.0f} ms"
+        print(f"{r.clients:>7}{r.tokens_per_s:>11.0f}{first_ms:<28}{whole[0]:>9.2f} / {whole[1]:.2f} s")
+    return 0
+
+
+async def _measure(dispatcher: Any, questions: list[str], clients: list[int], args: Namespace) -> list[LoadResult]:
+    from expert_router.evaluation.load import measure_load
+
+    async def ask(clients: int, requests: int) -> LoadResult:
+        return await measure_load(
+            dispatcher, questions, clients=clients, requests=requests, max_tokens=args.max_tokens, model=args.model
+        )
+
+    try:
+        await ask(1, 2)  # loads the model
+        return [await ask(count, count * args.requests) for count in clients]
+    finally:
+        await dispatcher.close()
+
+
+def _machine() -> str:
+    from expert_router.engines.threads import usable_cpus
+
+    return f"{platform.machine()}, {usable_cpus()} CPUs"

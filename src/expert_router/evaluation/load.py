@@ -1,0 +1,77 @@
+"""How an engine or a whole system behaves as clients are added: first token, whole answer, tokens a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_router.types import ChatRequest, Done, GenerationParams, Message, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from expert_router.serving.dispatcher import Dispatcher
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """Seconds; each pair is the 50th and 95th percentile over requests."""
+
+    clients: int
+    requests: int
+    tokens_per_s: float
+    first_token_s: tuple[float, float]
+    answer_s: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    first_token_s: float
+    answer_s: float
+    tokens: int
+
+
+async def measure_load(
+    dispatcher: Dispatcher, questions: Sequence[str], *, clients: int, requests: int, max_tokens: int, model: str
+) -> LoadResult:
+    """``clients`` ask one question after the other until ``requests`` are answered; questions are taken in turn."""
+    numbers = iter(range(requests))
+    samples: list[_Sample] = []
+
+    async def client() -> None:
+        for number in numbers:
+            sample = await _one(dispatcher, questions[number % len(questions)], max_tokens, model)
+            samples.append(sample)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    seconds = time.perf_counter() - started
+    return LoadResult(
+        clients,
+        len(samples),
+        sum(sample.tokens for sample in samples) / seconds,
+        _percentiles([sample.first_token_s for sample in samples]),
+        _percentiles([sample.answer_s for sample in samples]),
+    )
+
+
+async def _one(dispatcher: Dispatcher, question: str, max_tokens: int, model: str) -> _Sample:
+    request = ChatRequest((Message("user", question),), model, GenerationParams(max_tokens=max_tokens))
+    started, first, tokens = time.perf_counter(), 0.0, 0
+    async with aclosing(dispatcher.stream(request)) as events:
+        async for event in events:
+            if isinstance(event, Text) and not first:
+                first = time.perf_counter() - started
+            if isinstance(event, Done):
+                tokens = event.usage.completion_tokens
+    return _Sample(first, time.perf_counter() - started, tokens)
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    p50, p95 = np.percentile(np.array(values), [50, 95])
+    return float(p50), float(p95)

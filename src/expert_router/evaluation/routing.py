@@ -1,0 +1,65 @@
+"""How often a router is right, by kind of question, and how long a decision takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from expert_router.data.labelled import LabelledQuestion
+    from expert_router.types import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class KindResult:
+    kind: str
+    count: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.count
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy (Wilson 1927)."""
+        n, p = self.count, self.accuracy
+        centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
+        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingReport:
+    """``latency_ms`` holds the 50th, 95th and 99th percentile of a decision."""
+
+    router: str
+    kinds: list[KindResult]
+    latency_ms: dict[str, float]
+    wrong: list[tuple[LabelledQuestion, Decision]]
+
+
+def evaluate_routing(
+    examples: Sequence[LabelledQuestion], decide: Callable[[str], Decision], router: str
+) -> RoutingReport:
+    """Right means: exactly the experts needed, no other. A question back counts as wrong."""
+    for example in examples[:20]:
+        decide(example.query)  # warm caches: the report is of a running system
+    seconds: list[float] = []
+    tally: dict[str, list[bool]] = {}
+    wrong = []
+    for example in examples:
+        started = time.perf_counter()
+        decision = decide(example.query)
+        seconds.append(time.perf_counter() - started)
+        chosen = frozenset() if decision.kind == "clarify" else frozenset(decision.experts)
+        right = chosen == example.experts and decision.kind != "clarify"
+        tally.setdefault(example.kind, []).append(right)
+        if not right:
+            wrong.append((example, decision))
+    kinds = [KindResult(kind, len(marks), sum(marks)) for kind, marks in sorted(tally.items())]
+    p50, p95, p99 = (float(v) for v in np.percentile(np.array(seconds) * 1000, [50, 95, 99]))
+    return RoutingReport(router, kinds, {"p50": p50, "p95": p95, "p99": p99}, wrong)

@@ -1,0 +1,93 @@
+"""Fit the embedding router: embed the questions, fit the linear head, calibrate it, choose the thresholds.
+
+Training questions fit the weights; calibration questions, never seen by them, set the probabilities and thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from expert_router.errors import DataError
+from expert_router.routing.embedding import RouterArtifact
+from expert_router.routing.head import fit_head, fit_platt
+from expert_router.training.augment import joined_pairs
+from expert_router.types import Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from expert_router.data.labelled import LabelledQuestion
+    from expert_router.routing.encoder import SentenceEncoder
+    from expert_router.routing.head import LinearHead
+
+L2 = 0.3
+MIN_EXAMPLES = 8
+PAIRS_PER_EXAMPLE = 0.25
+"""Questions that need two experts are rare in data and are made by joining two questions."""
+
+_GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
+
+
+def fit_router(
+    train: Sequence[LabelledQuestion],
+    calibration: Sequence[LabelledQuestion],
+    experts: Sequence[str],
+    encoder: SentenceEncoder,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> RouterArtifact:
+    """Deterministic for the same examples, encoder and seed. Raises ``DataError`` when an expert has too few."""
+    for expert in experts:
+        count = sum(expert in example.experts for example in train)
+        if count < MIN_EXAMPLES:
+            raise DataError(
+                f"The expert {expert!r} has {count} training questions; at least {MIN_EXAMPLES} are needed."
+            )
+    pairs = joined_pairs(train, round(len(train) * PAIRS_PER_EXAMPLE), seed)
+    fitting = [*train, *pairs]
+    held_out = [*calibration, *joined_pairs(calibration, round(len(calibration) * PAIRS_PER_EXAMPLE), seed + 1)]
+    features = _encode([*fitting, *held_out], encoder, progress=progress)
+    head = fit_head(features[: len(fitting)], labels(fitting, experts), L2)
+    head = fit_platt(head, features[len(fitting) :], labels(held_out, experts))
+    real = slice(len(fitting), len(fitting) + len(calibration))
+    thresholds = choose_thresholds(head, features[real], labels(calibration, experts))
+    about = {"l2": L2, "seed": seed, "train": len(train), "calibration": len(calibration), "joined_pairs": len(pairs)}
+    return RouterArtifact(head, tuple(experts), thresholds, encoder.sha256, about)
+
+
+def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDArray[np.bool_]:
+    """Shape (N, E + 1): one column per expert, then none of them."""
+    return np.array(
+        [[e in example.experts for e in experts] + [not example.experts] for example in examples], dtype=bool
+    )
+
+
+def choose_thresholds(head: LinearHead, features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_]) -> Thresholds:
+    """The accept threshold that gets most questions exactly right, with every kind of question weighing the same."""
+    probabilities_NE = head.probabilities(features_ND)[:, :-1]
+    needed_NE = labels_NL[:, :-1]
+    kinds = {tuple(row) for row in needed_NE.tolist()}
+    masks = [(needed_NE == np.array(kind)).all(axis=1) for kind in kinds]
+
+    def balanced_accuracy(threshold: float) -> float:
+        right = ((probabilities_NE >= threshold) == needed_NE).all(axis=1)
+        return float(np.mean([right[mask].mean() for mask in masks]))
+
+    accuracies = np.array([balanced_accuracy(float(t)) for t in _GRID])
+    plateau = _GRID[accuracies >= accuracies.max() - 1e-9]
+    accept = float(np.median(plateau))
+    return Thresholds(accept=round(accept, 3), clarify=round(accept * 0.6, 3))
+
+
+def _encode(examples: Sequence[LabelledQuestion], encoder: SentenceEncoder, *, progress: bool) -> NDArray[np.float32]:
+    texts = [example.query for example in examples]
+    vectors = tqdm(
+        encoder.encode_all(texts), total=len(texts), desc="embed", unit="question", disable=None if progress else True
+    )
+    return np.stack(list(vectors))

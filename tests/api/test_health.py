@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from expert_router.engines.echo import EchoEngine, EchoScript
+from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
+from support import Server, eventually, serve
+
+if TYPE_CHECKING:
+    from expert_router.types import Expert
+
+
+def state(server: Server) -> tuple[int, str]:
+    response = server.http.get("/health/ready")
+    return response.status_code, response.json()["status"]
+
+
+def remote_engine(port: int) -> OpenAIHTTPEngine:
+    return OpenAIHTTPEngine(f"http://127.0.0.1:{port}/v1", None, served_model_names("base"))
+
+
+class BrokenStart(EchoEngine):
+    async def warm_up(self, expert: Expert) -> None:
+        raise RuntimeError(f"/srv/secret: {expert.name}")
+
+
+def test_alive_means_the_process_answers() -> None:
+    with serve(EchoEngine()) as server:
+        response = server.http.get("/health/live")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_ready_says_what_it_serves_with_and_what_it_does() -> None:
+    with serve(EchoEngine(EchoScript(hang_after_tokens=0)), warm_up=True) as server:
+        eventually(lambda: state(server) == (200, "ready"))
+        body = server.http.get("/health/ready").json()
+        assert body["reason"] is None
+        assert body["experts"] == ["sleep", "cars"]
+        assert body["router"] == {"name": "lexical", "experts": ["sleep", "cars"]}
+        assert (body["engine"]["name"], body["engine"]["running"]) == ("echo", 0)
+        assert body["requests"] == {"running": 0, "waiting": 0}
+        with server.asking():
+            eventually(lambda: server.http.get("/health/ready").json()["engine"]["running"] == 1)
+            assert server.http.get("/health/ready").json()["requests"] == {"running": 1, "waiting": 0}
+
+
+def test_without_a_warm_up_it_is_ready_at_once() -> None:
+    with serve(EchoEngine()) as server:
+        assert state(server) == (200, "ready")
+
+
+def test_it_is_loading_until_the_engine_is_warm_and_alive_all_the_while() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as behind,
+        serve(remote_engine(behind.getsockname()[1]), warm_up=True) as server,
+    ):
+        eventually(lambda: state(server) == (503, "loading"))
+        assert server.http.get("/health/ready").json()["reason"]
+        assert server.http.get("/health/live").status_code == 200
+        answering = threading.Thread(target=_list_the_model, args=(behind,))
+        answering.start()
+        eventually(lambda: state(server) == (200, "ready"))
+        answering.join()
+
+
+def test_a_server_that_is_still_loading_stops_when_told_to() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        serve(remote_engine(silent.getsockname()[1]), warm_up=True) as server,
+    ):
+        eventually(lambda: state(server) == (503, "loading"))
+        server.stop()
+
+
+def test_an_engine_that_cannot_start_is_failed_with_the_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        port = closing.getsockname()[1]
+    with serve(remote_engine(port), warm_up=True) as server:
+        eventually(lambda: state(server) == (503, "failed"))
+        assert f"127.0.0.1:{port}" in server.http.get("/health/ready").json()["reason"]
+        assert server.http.get("/health/live").status_code == 200
+
+
+def test_the_reason_says_nothing_of_a_bugs_inside() -> None:
+    with serve(BrokenStart(), warm_up=True) as server:
+        eventually(lambda: state(server) == (503, "failed"))
+        assert server.http.get("/health/ready").json()["reason"] == "the engine could not be started; see the log"
+
+
+def _list_the_model(behind: socket.socket) -> None:
+    """Answer one request for the list of models, as the server behind does once it is up."""
+    connection, _ = behind.accept()
+    with connection:
+        connection.recv(65536)
+        body = b'{"object": "list", "data": [{"id": "base", "object": "model"}]}'
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from expert_router.engines.echo import EchoEngine, EchoScript
+from expert_router.errors import (
+    ContextLengthError,
+    EngineError,
+    InvalidRequestError,
+    OverloadedError,
+    UnknownModelError,
+)
+from expert_router.types import (
+    AUTO,
+    GENERAL,
+    Accepted,
+    ChatRequest,
+    Chunk,
+    Done,
+    GenerationParams,
+    Message,
+    Routed,
+    Scores,
+    Section,
+    Text,
+    Usage,
+)
+from support import (
+    BOTH_QUESTION,
+    CARS,
+    CARS_QUESTION,
+    OTHER_QUESTION,
+    SLEEP,
+    SLEEP_QUESTION,
+    FixedRouter,
+    build,
+    eventually,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from expert_router.serving.dispatcher import Dispatcher
+    from expert_router.types import Event, Expert
+
+SLEEP_ONLY = Scores({"sleep": 0.9, "cars": 0.1}, 0.05)
+BOTH = Scores({"sleep": 0.7, "cars": 0.8}, 0.05)
+UNSURE = Scores({"sleep": 0.45, "cars": 0.42}, 0.4)
+NONE = Scores({"sleep": 0.1, "cars": 0.2}, 0.9)
+
+
+class NotingEngine(EchoEngine):
+    """The echo engine, which also keeps what it was asked and takes each prompt with an empty chunk first."""
+
+    def __init__(self, script: EchoScript | None = None) -> None:
+        super().__init__(script or EchoScript())
+        self.asked: list[tuple[str, list[Message], GenerationParams]] = []
+        self.closed = False
+
+    async def stream(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Chunk]:
+        self.asked.append((expert.name, list(messages), params))
+        async with aclosing(super().stream(expert, messages, params)) as chunks:
+            yield Chunk("")
+            async for chunk in chunks:
+                yield chunk
+
+    async def close(self) -> None:
+        self.closed = True
+        await super().close()
+
+
+def ask(question: str, model: str = AUTO, **params: Any) -> ChatRequest:
+    return ChatRequest((Message("user", question),), model, GenerationParams(**params))
+
+
+async def events_of(dispatcher: Dispatcher, request: ChatRequest) -> list[Event]:
+    return [event async for event in dispatcher.stream(request)]
+
+
+async def read_into(received: list[Event], dispatcher: Dispatcher, request: ChatRequest) -> None:
+    async for event in dispatcher.stream(request):
+        received.append(event)  # noqa: PERF401 - what came before an error stays
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events)
+
+
+def counts(dispatcher: Dispatcher) -> dict[str, object]:
+    status = dispatcher.engine.status()
+    return {name: status[name] for name in ("running", "finished", "cancelled", "failed") if status[name]}
+
+
+async def test_who_answers_comes_first_then_the_text_then_the_end() -> None:
+    first, *texts, last = await events_of(build(EchoEngine()), ask(SLEEP_QUESTION))
+    assert isinstance(first, Routed)
+    assert (first.decision.kind, first.decision.experts, first.experts) == ("single", ("sleep",), ("sleep",))
+    assert first.decision.router == "lexical"
+    assert all(isinstance(event, Text) for event in texts)
+    assert text_of(texts) == "[Sleep science] You asked: What is REM sleep?"
+    assert isinstance(last, Done)
+    assert (last.finish_reason, last.usage) == ("stop", Usage(prompt_tokens=7, completion_tokens=8))
+
+
+async def test_each_question_goes_to_its_expert() -> None:
+    dispatcher = build(EchoEngine())
+    for question, title in ((SLEEP_QUESTION, SLEEP.title), (CARS_QUESTION, CARS.title)):
+        assert (await dispatcher.ask(ask(question))).text.startswith(f"[{title}]")
+
+
+async def test_several_experts_answer_in_the_order_of_their_scores_each_under_its_heading() -> None:
+    engine = NotingEngine()
+    events = await events_of(build(engine, FixedRouter(BOTH)), ask("Why?"))
+    first, last = events[0], events[-1]
+    assert isinstance(first, Routed)
+    assert (first.decision.kind, first.experts) == ("several", ("cars", "sleep"))
+    sections = [event for event in events if isinstance(event, Section)]
+    assert sections == [Section("cars", "**Car history**\n\n"), Section("sleep", "\n\n**Sleep science**\n\n")]
+    assert text_of(events) == (
+        "**Car history**\n\n[Car history] You asked: Why?\n\n**Sleep science**\n\n[Sleep science] You asked: Why?"
+    )
+    assert [name for name, _, _ in engine.asked] == ["cars", "sleep"]
+    told = engine.asked[0][1][0].content
+    assert "only the part about Car history" in told
+    assert "leave Sleep science out" in told
+    assert isinstance(last, Done)
+    prompt_words = sum(len(message.content.split()) for _, messages, _ in engine.asked for message in messages)
+    assert last.usage == Usage(prompt_words, 2 * len(["[Sleep", "science]", "You", "asked:", "Why?"]))
+
+
+async def test_one_expert_alone_has_no_heading() -> None:
+    events = await events_of(build(EchoEngine(), FixedRouter(SLEEP_ONLY)), ask("Why?"))
+    assert not any(isinstance(event, Section) for event in events)
+
+
+async def test_a_section_cut_short_makes_the_whole_answer_cut_short() -> None:
+    engine = EchoEngine(by_expert={"cars": EchoScript(context_length=40)})
+    dispatcher = build(engine, FixedRouter(BOTH))
+    answer = await dispatcher.ask(ask("word " * 15))
+    assert answer.finish_reason == "length"  # the first section, by its context; the second ended by itself
+    assert counts(dispatcher) == {"finished": 2}
+
+
+async def test_a_question_for_no_expert_goes_to_the_bare_base_model() -> None:
+    engine = NotingEngine()
+    answer = await build(engine).ask(ask(OTHER_QUESTION))
+    assert (answer.decision.kind, answer.decision.experts, answer.answered_by) == ("general", (), (GENERAL,))
+    assert engine.asked[0][:2] == (GENERAL, [Message("user", OTHER_QUESTION)])
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind", "said"),
+    [
+        (NONE, "refused", "None of my experts covers this question."),
+        (UNSURE, "clarify", "is it about Sleep science or"),
+    ],
+)
+async def test_when_nobody_answers_that_is_said_without_engine_or_slot(scores: Scores, kind: str, said: str) -> None:
+    engine = NotingEngine()
+    dispatcher = build(engine, FixedRouter(scores), on_general="refuse", max_running=1, max_queue=0)
+    async with dispatcher.admission.slot():  # even when all are taken
+        answer = await dispatcher.ask(ask("Why?"))
+    assert (answer.decision.kind, answer.answered_by) == (kind, ())
+    assert said in answer.text
+    assert (answer.finish_reason, answer.usage, answer.timings.first_token_s) == ("stop", Usage(0, 0), None)
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("name", ["sleep", "cars", GENERAL])
+async def test_a_named_expert_answers_and_the_router_is_not_asked(name: str) -> None:
+    engine, router = NotingEngine(), FixedRouter(SLEEP_ONLY)
+    answer = await build(engine, router, on_general="refuse").ask(ask("Why?", model=name))
+    assert (answer.decision.kind, answer.decision.experts, answer.decision.scores) == ("forced", (name,), None)
+    assert answer.answered_by == (name,)
+    assert [asked for asked, _, _ in engine.asked] == [name]
+    assert router.asked == []
+
+
+async def test_the_router_reads_the_last_question_and_the_users_earlier_turns() -> None:
+    router = FixedRouter(SLEEP_ONLY)
+    turns = (
+        Message("system", "Be brief."), Message("user", "first"), Message("assistant", "ignored"),
+        Message("user", "second"), Message("assistant", "ignored"), Message("user", "third"),
+    )  # fmt: skip
+    await build(EchoEngine(), router).ask(ChatRequest(turns))
+    assert router.asked == [("third", ("first", "second"))]
+
+
+async def test_the_parameters_reach_the_engine_as_they_are() -> None:
+    engine = NotingEngine()
+    params = GenerationParams(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END",))
+    await build(engine).ask(ChatRequest((Message("user", SLEEP_QUESTION),), params=params))
+    assert [asked for _, _, asked in engine.asked] == [params]
+
+
+async def test_that_the_engine_took_the_prompt_is_told_before_the_text() -> None:
+    kinds = [type(event) for event in await events_of(build(NotingEngine()), ask("Why?", model="sleep"))]
+    assert kinds[:3] == [Routed, Accepted, Text]
+    assert kinds.count(Accepted) == 1
+
+
+async def test_the_whole_answer_is_the_stream_joined() -> None:
+    dispatcher = build(EchoEngine())
+    for question in (SLEEP_QUESTION, BOTH_QUESTION, OTHER_QUESTION):
+        answer = await dispatcher.ask(ask(question, max_tokens=3))
+        events = await events_of(dispatcher, ask(question, max_tokens=3))
+        first, last = events[0], events[-1]
+        assert isinstance(first, Routed)
+        assert isinstance(last, Done)
+        assert (answer.query, answer.text) == (question, text_of(events))
+        assert (answer.decision, answer.answered_by) == (first.decision, first.experts)
+        assert (answer.finish_reason, answer.usage) == (last.finish_reason, last.usage) == ("length", last.usage)
+
+
+async def test_timings_count_from_the_requests_arrival() -> None:
+    engine = EchoEngine(EchoScript(first_token_delay_s=0.03, token_delay_s=0.01))
+    timings = (await build(engine).ask(ask(SLEEP_QUESTION))).timings
+    assert timings.route_s is not None
+    assert timings.first_token_s is not None
+    assert timings.total_s is not None
+    assert 0 < timings.route_s <= timings.first_token_s - 0.03
+    assert timings.total_s >= timings.first_token_s + 7 * 0.01
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [((), "must end with a message from the user"),
+     ((Message("system", "x"),), "must end with a message from the user"),
+     ((Message("user", "x"), Message("assistant", "y")), "must end with a message from the user"),
+     ((Message("user", " \n\t"),), "The question is empty")],
+)  # fmt: skip
+async def test_a_conversation_without_a_question_is_refused(messages: tuple[Message, ...], said: str) -> None:
+    engine = NotingEngine()
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        await build(engine).ask(ChatRequest(messages))
+    assert caught.value.param == "messages"
+    assert engine.asked == []
+
+
+async def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownModelError, match="Known: auto, sleep, cars, general") as caught:
+        await build(EchoEngine()).ask(ask("Why?", model="nobody"))
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("stop_at", [Routed, Section, Text])
+async def test_an_early_close_reaches_the_engine_and_frees_the_slot(stop_at: type[Event]) -> None:
+    dispatcher = build(EchoEngine(EchoScript(hang_after_tokens=1)), FixedRouter(BOTH))
+    async with aclosing(dispatcher.stream(ask("Why?"))) as events:
+        async for event in events:
+            if isinstance(event, stop_at):
+                break
+    assert counts(dispatcher) == ({"cancelled": 1} if stop_at is Text else {})
+    assert dispatcher.admission.running == 0
+
+
+@pytest.mark.parametrize("words", [0, 2])
+async def test_cancelling_who_waits_for_the_answer_reaches_the_engine(words: int) -> None:
+    dispatcher = build(EchoEngine(EchoScript(hang_after_tokens=words)))
+    asking = asyncio.create_task(dispatcher.ask(ask(SLEEP_QUESTION)))
+    await asyncio.to_thread(eventually, lambda: counts(dispatcher) == {"running": 1})
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert counts(dispatcher) == {"cancelled": 1}
+    assert dispatcher.admission.running == 0
+
+
+async def test_a_failing_section_ends_the_answer_after_what_was_said() -> None:
+    dispatcher = build(EchoEngine(by_expert={"sleep": EchoScript(fail_after_tokens=1)}), FixedRouter(BOTH))
+    received: list[Event] = []
+    with pytest.raises(EngineError, match="after 1 words"):
+        await read_into(received, dispatcher, ask("Why?"))
+    assert text_of(received).endswith("[Car history] You asked: Why?\n\n**Sleep science**\n\n[Sleep")
+    assert not any(isinstance(event, Done) for event in received)
+    assert (counts(dispatcher), dispatcher.admission.running) == ({"finished": 1, "failed": 1}, 0)
+
+
+async def test_a_prompt_beyond_the_context_is_refused_after_the_routing_and_frees_the_slot() -> None:
+    dispatcher = build(EchoEngine(EchoScript(context_length=3)))
+    received: list[Event] = []
+    with pytest.raises(ContextLengthError):
+        await read_into(received, dispatcher, ask(SLEEP_QUESTION))
+    assert [type(event) for event in received] == [Routed]
+    assert dispatcher.admission.running == 0
+
+
+async def test_beyond_the_door_it_is_overloaded_and_no_engine_is_asked() -> None:
+    engine = NotingEngine()
+    dispatcher = build(engine, max_running=1, max_queue=0)
+    async with dispatcher.admission.slot():
+        with pytest.raises(OverloadedError):
+            await dispatcher.ask(ask(SLEEP_QUESTION))
+    assert engine.asked == []
+    await dispatcher.ask(ask(SLEEP_QUESTION))
+
+
+async def test_no_more_answers_run_at_once_than_may_and_all_are_given() -> None:
+    engine = EchoEngine(EchoScript(token_delay_s=0.001, max_slots=3))
+    dispatcher = build(engine, max_running=3, max_queue=50)
+    answers = await asyncio.gather(*(dispatcher.ask(ask(f"question {n}", model="sleep")) for n in range(30)))
+    assert [answer.text for answer in answers] == [f"[Sleep science] You asked: question {n}" for n in range(30)]
+    assert counts(dispatcher) == {"finished": 30}
+
+
+async def test_routing_alone_asks_no_engine() -> None:
+    engine, router = NotingEngine(), FixedRouter(BOTH)
+    decision = await build(engine, router).decide("Why?", ["before"])
+    assert (decision.kind, decision.experts, decision.router) == ("several", ("cars", "sleep"), "fixed")
+    assert router.asked == [("Why?", ("before",))]
+    assert engine.asked == []
+
+
+async def test_closing_closes_the_engine_and_the_router() -> None:
+    engine, router = NotingEngine(), FixedRouter(NONE)
+    await build(engine, router).close()
+    assert engine.closed
+    assert router.closed

@@ -1,0 +1,201 @@
+"""Small real things that the tests of routing, serving and the API share: two experts, routers, a running server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx2
+import uvicorn
+
+from expert_router.api.app import create_app
+from expert_router.routing.lexical import LexicalRouter
+from expert_router.routing.policy import Policy
+from expert_router.serving.admission import Admission
+from expert_router.serving.dispatcher import Dispatcher
+from expert_router.settings import ServerSettings, ServingSettings, Settings
+from expert_router.types import Expert, Scores, Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from expert_router.ports import Engine, Router
+
+SLEEP = Expert("sleep", "Sleep science", "How sleep works.", "You know sleep.", ("What is REM sleep?",))
+CARS = Expert("cars", "Car history", "The history of cars.", "You know cars.", ("Who built the first car?",))
+EXPERTS = {expert.name: expert for expert in (SLEEP, CARS)}
+TITLES = {expert.name: expert.title for expert in EXPERTS.values()}
+
+SLEEP_QUESTION = "What is REM sleep?"
+CARS_QUESTION = "Who built the first car?"
+BOTH_QUESTION = "Which car first woke a driver in need of sleep?"
+OTHER_QUESTION = "What is the capital of France?"
+UNSURE_QUESTION = "Why?"
+EXAMPLES = (
+    (SLEEP_QUESTION, frozenset({"sleep"})),
+    ("Why does sleep come in cycles?", frozenset({"sleep"})),
+    ("Does melatonin help sleep?", frozenset({"sleep"})),
+    (CARS_QUESTION, frozenset({"cars"})),
+    ("Which car had the first seat belt?", frozenset({"cars"})),
+    ("Why did the Edsel car fail?", frozenset({"cars"})),
+    ("Does a car driver need sleep?", frozenset({"sleep", "cars"})),
+    (OTHER_QUESTION, frozenset[str]()),
+    ("Who wrote Faust?", frozenset[str]()),
+    ("How do I bake bread?", frozenset[str]()),
+)
+
+
+def lexical_router() -> LexicalRouter:
+    return LexicalRouter(tuple(EXPERTS), EXAMPLES)
+
+
+@dataclass
+class FixedRouter:
+    """Gives every question the same scores, and keeps what it was asked."""
+
+    scores: Scores
+    thresholds: Thresholds = field(default_factory=lambda: Thresholds(accept=0.5, clarify=0.4))
+    name: str = "fixed"
+    asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(self.scores.experts)
+
+    def score(self, query: str, history: Sequence[str] = ()) -> Scores:
+        self.asked.append((query, tuple(history)))
+        return self.scores
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def build(
+    engine: Engine,
+    router: Router | None = None,
+    *,
+    on_general: Literal["answer", "refuse"] = "answer",
+    max_running: int = 8,
+    max_queue: int = 8,
+    queue_timeout_s: float = 5.0,
+) -> Dispatcher:
+    """A dispatcher over the two experts; the lexical router unless another is given."""
+    router = router or lexical_router()
+    policy = Policy(router.thresholds, TITLES, on_general)
+    return Dispatcher(EXPERTS, router, policy, engine, Admission(max_running, max_queue, queue_timeout_s))
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait until it holds; fail when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {within_s} s"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. ``http`` is a client of it; ``url`` has no path."""
+
+    url: str
+    dispatcher: Dispatcher
+    http: httpx2.Client
+    runner: uvicorn.Server
+    thread: threading.Thread
+
+    def stop(self) -> None:
+        """Ask it to stop, and fail when it does not."""
+        self.runner.should_exit = True
+        self.thread.join(timeout=10)
+        assert not self.thread.is_alive()
+
+    def counts(self) -> dict[str, object]:
+        """What became of the engine's requests; who is not named is none."""
+        status = self.dispatcher.engine.status()
+        return {name: status[name] for name in ("running", "finished", "cancelled", "failed") if status[name]}
+
+    def post(self, **changes: Any) -> httpx2.Response:
+        """Ask for a chat completion: the sleep expert's, unless ``changes`` say otherwise."""
+        return self.http.post("/v1/chat/completions", json=chat_body(**changes))
+
+    @contextmanager
+    def asking(self, path: str = "/v1/chat/completions", body: dict[str, Any] | None = None) -> Iterator[socket.socket]:
+        """A connection with a request on its way; leaving the block is a client that leaves."""
+        content = json.dumps(chat_body() if body is None else body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+        address = httpx2.URL(self.url)
+        with socket.create_connection((address.host, address.port or 80), timeout=5.0) as connection:
+            connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+            yield connection
+
+
+started: list[Server] = []
+"""Every server of this session."""
+
+
+@contextmanager
+def serve(
+    engine: Engine,
+    router: Router | None = None,
+    *,
+    keep_alive_s: float = 15.0,
+    max_body_bytes: int = 1_048_576,
+    max_tokens: int = 256,
+    home_page: str = "/docs",
+    warm_up: bool = False,
+    send_buffer_bytes: int | None = None,
+    **dispatching: Any,
+) -> Iterator[Server]:
+    """Run the API on a free port, in a thread of this process; ``dispatching`` is ``build``'s.
+
+    Leaving the block does not wait until it has stopped, which takes uvicorn 0.2 s; ``conftest`` does, at the end.
+    """
+    dispatcher = build(engine, router, **dispatching)
+    settings = Settings(
+        server=ServerSettings(keep_alive_s=keep_alive_s, max_body_bytes=max_body_bytes),
+        serving=ServingSettings(max_tokens=max_tokens),
+    )
+    app = create_app(dispatcher, settings, home_page=home_page, warm_up=warm_up)
+    listening = _listen(send_buffer_bytes)  # the server closes it
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    runner = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]}, daemon=True)
+    # Certificates are not loaded: nothing here is encrypted, and it would take longer than most tests.
+    with httpx2.Client(base_url=url, timeout=10.0, trust_env=False, verify=False) as http:
+        server = Server(url, dispatcher, http, runner, thread)
+        started.append(server)
+        thread.start()
+        try:
+            yield server
+        finally:
+            runner.should_exit = True
+
+
+def _listen(send_buffer_bytes: int | None) -> socket.socket:
+    """Clients may connect from here on: there is no need to wait for the server's start.
+
+    The protocol is named because asyncio switches Nagle's algorithm off only on sockets that name theirs; with it each
+    piece takes 40 ms.
+    """
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if send_buffer_bytes is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(128)
+    return listening
+
+
+def chat_body(question: str = SLEEP_QUESTION, **changes: Any) -> dict[str, Any]:
+    return {"model": "sleep", "messages": [{"role": "user", "content": question}], **changes}
+
+
+def events(text: str) -> list[Any]:
+    """The data of each event of a stream, in order; ``[DONE]`` stays a string."""
+    data = [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
+    return [piece if piece == "[DONE]" else json.loads(piece) for piece in data]
