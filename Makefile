@@ -6,7 +6,7 @@ PROFILE ?= default
 Q ?= What is REM sleep?
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo ask chat test test-slow test-zero-shot check data train-router bench notebooks lock clean
+.PHONY: help run demo ask chat test test-slow test-zero-shot check data train-router bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from expert_router.ports import Engine, Router
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SLEEP = Expert("sleep", "Sleep science", "How sleep works.", "You know sleep.", ("What is REM sleep?",))
 CARS = Expert("cars", "Car history", "The history of cars.", "You know cars.", ("Who built the first car?",))
@@ -48,6 +53,18 @@ EXAMPLES = (
     ("Who wrote Faust?", frozenset[str]()),
     ("How do I bake bread?", frozenset[str]()),
 )
+
+
+def make_home(folder: Path) -> Path:
+    """A checkout with the real experts and profiles, and few examples for the lexical router."""
+    for name in ("configs", "experts"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "models.lock", folder)
+    prepared = folder / "data" / "processed"
+    prepared.mkdir(parents=True)
+    rows = [f'"{query}",{"|".join(sorted(experts))},test,' for query, experts in EXAMPLES]
+    (prepared / "routing_train.csv").write_text("\n".join(["query,experts,source,trap", *rows]) + "\n", "utf-8")
+    return folder
 
 
 def lexical_router() -> LexicalRouter:
@@ -97,6 +114,13 @@ def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not so within {within_s} s"
         time.sleep(0.005)
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    """``eventually`` for tests in an event loop, which goes on meanwhile."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
 
 
 @dataclass(frozen=True)

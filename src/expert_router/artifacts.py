@@ -81,19 +81,25 @@ def load_expert(path: Path, home: Path) -> Expert:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
 
 
-_KEYS = {"name", "title", "description", "instructions", "examples", "base_model", "adapter", "data"}
+_TEXTS = ("name", "title", "description", "instructions")
+_KEYS = {*_TEXTS, "examples", "base_model", "adapter", "data"}
 
 
 def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
     if unknown := set(manifest) - _KEYS:
         raise ValueError(f"unknown keys {sorted(unknown)}; known: {sorted(_KEYS)}")
+    for key in _TEXTS:
+        if not isinstance(manifest.get(key), str):
+            raise TypeError(f"{key} is missing or is not text")
+    if not isinstance(manifest.get("examples", []), list):
+        raise TypeError("examples is not a list")
     name = manifest["name"]
     if name in {AUTO, GENERAL} or not name.isidentifier() or name != name.lower():
         raise ValueError(f"the name {name!r} must be a lower-case word other than {AUTO!r} and {GENERAL!r}")
     if name != path.parent.name:
         raise ValueError(f"the name {name!r} differs from its folder {path.parent.name!r}")
-    data = manifest.get("data", {})
-    adapter = manifest.get("adapter")
+    data = _table(manifest, "data", {"questions", "split_name"})
+    adapter = _table(manifest, "adapter", {"path", "sha256"})
     return Expert(
         name=name,
         title=manifest["title"],
@@ -105,3 +111,10 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         questions=home / data["questions"] if "questions" in data else None,
         split_name=data.get("split_name", name),
     )
+
+
+def _table(manifest: dict[str, Any], key: str, known: set[str]) -> dict[str, Any]:
+    table = manifest.get(key, {})
+    if not isinstance(table, dict) or not set(table) <= known:
+        raise ValueError(f"{key} must be a table with no other keys than {sorted(known)}")
+    return table

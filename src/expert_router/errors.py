@@ -1,7 +1,7 @@
 """Everything that can go wrong, as one tree; the HTTP status is each error's wire form.
 
 ExpertRouterError                     500
-├── InvalidRequestError               400   the caller can mend the request
+├── InvalidRequestError               400   code invalid_request; the caller can mend the request
 │   ├── ContextLengthError            400   code context_length_exceeded
 │   ├── UnknownModelError             404   code model_not_found
 │   └── BodyTooLargeError             413
@@ -38,6 +38,7 @@ class ExpertRouterError(Exception):
 class InvalidRequestError(ExpertRouterError):
     status = 400
     type = "invalid_request_error"
+    code = "invalid_request"
 
 
 class ContextLengthError(InvalidRequestError):

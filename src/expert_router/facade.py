@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
+from expert_router.errors import EngineError, InvalidRequestError
 from expert_router.types import AUTO, ChatRequest, GenerationParams, Message
 
 if TYPE_CHECKING:
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from anyio.from_thread import BlockingPortal
+
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.types import Answer, Decision, Event
 
 T = TypeVar("T")
+
+MAX_TEMPERATURE = 2.0
 
 
 class ExpertRouter:
@@ -32,7 +37,7 @@ class ExpertRouter:
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
         self._exit = ExitStack()
-        self._portal = self._exit.enter_context(start_blocking_portal())
+        self._open_portal: BlockingPortal | None = self._exit.enter_context(start_blocking_portal())
 
     @property
     def experts(self) -> list[str]:
@@ -44,36 +49,55 @@ class ExpertRouter:
         return self._portal.call(self._dispatcher.decide, query, history)
 
     def ask(
-        self, query: str | Sequence[Message], *, model: str = AUTO, params: GenerationParams | None = None
+        self,
+        query: str | Sequence[Message],
+        *,
+        model: str = AUTO,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Answer:
-        """The whole answer to a question or a conversation. Raises ``ExpertRouterError``."""
-        return self._portal.call(self._dispatcher.ask, self._request(query, model, params))
+        """The whole answer to a question or a conversation. Raises ``ExpertRouterError``.
+
+        ``temperature`` 0 is deterministic; ``max_tokens`` defaults to the settings' limit.
+        """
+        return self._portal.call(self._dispatcher.ask, self._request(query, model, max_tokens, temperature, seed))
 
     async def stream(
-        self, query: str | Sequence[Message], *, model: str = AUTO, params: GenerationParams | None = None
+        self,
+        query: str | Sequence[Message],
+        *,
+        model: str = AUTO,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> AsyncGenerator[Event]:
         """The answer as it comes: the routing first, then pieces of text; every event has a ``text``.
 
         Leaving early stops the engine. Raises ``ExpertRouterError``.
         """
-        events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+        request = self._request(query, model, max_tokens, temperature, seed)
+        events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         async def pump() -> None:
             """Runs in the system's loop, which owns the dispatcher, and hands events to the caller's loop."""
-            last: BaseException | None = None
+            last: Exception | None = EngineError("The answer was broken off.")
             try:
-                async with aclosing(self._dispatcher.stream(self._request(query, model, params))) as source:
+                async with aclosing(self._dispatcher.stream(request)) as source:
                     async for event in source:
                         loop.call_soon_threadsafe(events.put_nowait, event)
+                last = None
             except Exception as error:  # noqa: BLE001 - raised again on the caller's side
                 last = error
-            loop.call_soon_threadsafe(events.put_nowait, last)
+            finally:
+                with suppress(RuntimeError):  # the caller's loop is closed: nobody waits there any more
+                    loop.call_soon_threadsafe(events.put_nowait, last)
 
         pumping = self._portal.start_task_soon(pump)
         try:
             while (event := await events.get()) is not None:
-                if isinstance(event, BaseException):
+                if isinstance(event, Exception):
                     raise event
                 yield event
         finally:
@@ -81,10 +105,12 @@ class ExpertRouter:
 
     def close(self) -> None:
         """Stop what runs and give the models' memory back. Closing twice is fine."""
-        if self._portal is not None:
-            portal, self._portal = self._portal, None  # type: ignore[assignment]
-            portal.call(self._dispatcher.close)
-            self._exit.close()
+        portal, self._open_portal = self._open_portal, None
+        if portal is not None:
+            try:
+                portal.call(self._dispatcher.close)
+            finally:
+                self._exit.close()
 
     def __enter__(self) -> Self:
         return self
@@ -94,9 +120,25 @@ class ExpertRouter:
     ) -> None:
         self.close()
 
-    def _request(self, query: str | Sequence[Message], model: str, params: GenerationParams | None) -> ChatRequest:
+    @property
+    def _portal(self) -> BlockingPortal:
+        if self._open_portal is None:
+            raise EngineError("This ExpertRouter is closed. Open another: expert_router.open()")
+        return self._open_portal
+
+    def _request(
+        self,
+        query: str | Sequence[Message],
+        model: str,
+        max_tokens: int | None,
+        temperature: float,
+        seed: int | None,
+    ) -> ChatRequest:
+        limit = self._default_max_tokens if max_tokens is None else max_tokens
+        if limit < 1 or not 0 <= temperature <= MAX_TEMPERATURE:
+            raise InvalidRequestError(f"max_tokens must be at least 1, temperature between 0 and {MAX_TEMPERATURE:g}.")
         messages = (Message("user", query),) if isinstance(query, str) else tuple(query)
-        return ChatRequest(messages, model, params or GenerationParams(max_tokens=self._default_max_tokens))
+        return ChatRequest(messages, model, GenerationParams(limit, temperature, seed=seed))
 
 
 def open(config: str | Path | None = None, *, router: str | None = None, progress: bool = True) -> ExpertRouter:  # noqa: A001 - expert_router.open

@@ -47,10 +47,8 @@ async def _on_our_error(_: Request, error: Exception) -> Response:
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if "json" not in request.headers.get("content-type", ""):
-        body = _object(
-            "Send JSON, with the header content-type: application/json.", "invalid_request_error", None, None
-        )
-        return JSONResponse(body, 400)
+        said = "Send JSON, with the header content-type: application/json."
+        return JSONResponse(_object(said, "invalid_request_error", None, "invalid_request"), 400)
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     message = "The body is not valid JSON." if first["type"] == "json_invalid" else str(first["msg"])

@@ -22,7 +22,6 @@ VERBS = {
     "weights": "bring, check or list the weight files of models.lock",
     "chat-page": "start the chat page alone, against a running server",
     "bench": "measure routers and engines",
-    "evaluate": "score routers on labelled questions",
 }
 
 EXIT_USER_ERROR = 2

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from expert_router.errors import InvalidRequestError
-from expert_router.types import AUTO, GenerationParams, Routed
+from expert_router.types import AUTO, Routed
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -42,29 +42,25 @@ def main(args: Namespace) -> int:
         raise InvalidRequestError(
             'Give a question, or --input FILE. For example: expert-router ask "What is REM sleep?"'
         )
-    if args.max_tokens < 1 or not 0 <= args.temperature <= 2:  # noqa: PLR2004 - OpenAI's range
-        raise InvalidRequestError("--max-tokens must be at least 1 and --temperature between 0 and 2.")
-    params = GenerationParams(max_tokens=args.max_tokens, temperature=args.temperature)
+    options: dict[str, Any] = {"model": args.model, "max_tokens": args.max_tokens, "temperature": args.temperature}
     with expert_router.open(args.config) as system:
 
         def answer(item: dict[str, Any]) -> dict[str, Any]:
-            return answer_object(system.ask(item["query"], model=args.model, params=params))
+            return answer_object(system.ask(item["query"], **options))
 
         if args.input:
             return run_batch(args.input, args.output, answer, workers=BATCH_WORKERS)
         if args.json:
             print(json.dumps(answer({"query": query}), ensure_ascii=False))
         else:
-            asyncio.run(print_answer(system, query, args.model, params))
+            asyncio.run(print_answer(system, query, **options))
     return 0
 
 
-async def print_answer(
-    system: ExpertRouter, query: str | Sequence[Message], model: str, params: GenerationParams
-) -> str:
+async def print_answer(system: ExpertRouter, query: str | Sequence[Message], **options: Any) -> str:
     """Stream an answer to the terminal, who answers first; returns its text."""
     pieces: list[str] = []
-    async with aclosing(system.stream(query, model=model, params=params)) as events:
+    async with aclosing(system.stream(query, **options)) as events:
         async for event in events:
             if isinstance(event, Routed):
                 print(f"[{', '.join(event.experts) or event.decision.kind}] {event.decision.reason}", file=sys.stderr)

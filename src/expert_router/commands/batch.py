@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from expert_router.errors import DataError, ExpertRouterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import TextIO
 
 
@@ -40,18 +42,20 @@ def run_batch(source: str, target: str, answer: Callable[[dict[str, Any]], dict[
 
 def _read_lines(source: str) -> list[str]:
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text("utf-8-sig")
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Not splitlines: inside of JSON's strings there may be other characters that it takes for line ends.
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if not lines:
         raise DataError(f'{source} has no lines. Each is an object with a question: {{"query": "What is REM sleep?"}}')
     return lines
 
 
-def _open_target(target: str) -> TextIO:
+def _open_target(target: str) -> AbstractContextManager[TextIO]:
     try:
-        return sys.stdout if target == "-" else Path(target).open("w", encoding="utf-8")
+        return nullcontext(sys.stdout) if target == "-" else Path(target).open("w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error}") from error
 
@@ -59,11 +63,13 @@ def _open_target(target: str) -> TextIO:
 def _answer_line(line: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     try:
         item = json.loads(line)
+        json.dumps(item, ensure_ascii=False).encode()  # half of a surrogate pair is JSON and yet no text
     except ValueError as error:
         return {"line": line, "error": f"not JSON: {error}"}
     query = item.get("query") if isinstance(item, dict) else None
     if not isinstance(query, str) or not query.strip():
         return {"line": line, "error": 'not an object with a "query" that is text'}
+    item.pop("error", None)  # of an earlier try
     history = item.get("history", [])
     if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
         return {**item, "error": '"history" must be a list of earlier user turns'}

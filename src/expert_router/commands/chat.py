@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from expert_router.errors import ExpertRouterError
-from expert_router.types import AUTO, GenerationParams, Message
+from expert_router.types import AUTO, Message
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -34,15 +34,15 @@ def main(args: Namespace) -> int:
 
     with expert_router.open(args.config) as system:
         print(INTRODUCTION.format(experts=", ".join(system.experts)))
-        _Conversation(system, args.model, GenerationParams(max_tokens=args.max_tokens)).run()
+        _Conversation(system, args.model, args.max_tokens).run()
     return 0
 
 
 class _Conversation:
-    def __init__(self, system: ExpertRouter, model: str, params: GenerationParams) -> None:
+    def __init__(self, system: ExpertRouter, model: str, max_tokens: int) -> None:
         self._system = system
         self._model = model
-        self._params = params
+        self._max_tokens = max_tokens
         self._messages: list[Message] = []
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class _Conversation:
 
         messages = [*self._messages, Message("user", question)]
         try:
-            text = asyncio.run(print_answer(self._system, messages, self._model, self._params))
+            text = asyncio.run(print_answer(self._system, messages, model=self._model, max_tokens=self._max_tokens))
         except ExpertRouterError as error:
             print(f"\n{error}", file=sys.stderr)
         except KeyboardInterrupt:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 HELP = "start the API and the chat page"
 PAGE = "/chat"
+BACKLOG = 2048
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,6 +51,7 @@ def main(args: Namespace) -> int:
     app = create_app(dispatcher, settings, home_page=PAGE if with_page else "/docs", warm_up=not args.lazy)
     if with_page:
         app = _with_page(app, address)
+    listener.listen(BACKLOG)  # before it is announced: who comes now waits a moment instead of being refused
     _announce(address, with_page=with_page)
     config = uvicorn.Config(
         app,
@@ -56,6 +60,8 @@ def main(args: Namespace) -> int:
         timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
         server_header=False,
     )
+    # Asked to end, uvicorn finishes the streams and raises the signal again, which would look like a death by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 
@@ -71,9 +77,10 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"Cannot listen on {host}:{port} ({error.strerror}). Choose another: --port 8001") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"Cannot listen on {host}:{port} ({why}). Choose another: --port 8001") from error
     return listener
 
 

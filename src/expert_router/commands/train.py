@@ -1,35 +1,62 @@
-"""``expert-router train``: fit the router on the prepared data."""
+"""``expert-router train``: fit the router on the prepared data, or fine-tune its encoder first."""
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_router.errors import ConfigError
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
 
-HELP = "fit the router on the prepared data"
+    from expert_router.data.labelled import LabelledQuestion
+    from expert_router.settings import Settings
+    from expert_router.types import Expert
+
+HELP = "fit the router on the prepared data, or fine-tune its encoder"
+FP32_SUFFIX = "-fp32"
+"""models.lock has the trainable weights of an encoder under its name with this suffix."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", choices=("router",), help="router: the embedding router's head and thresholds")
+    parser.add_argument(
+        "what",
+        choices=("router", "encoder"),
+        help="router: the head and its thresholds, in seconds; encoder: the sentence encoder, needs the train extra",
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: data/processed)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the artifact goes (default: router.artifact)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where the artifact goes (default: the configured place)"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--epochs", type=int, default=8)
+    group.add_argument("--start", type=Path, metavar="FILE", help="go on from weights that an earlier run saved")
+    group.add_argument("--learning-rate", type=float, default=2e-4)
 
 
 def main(args: Namespace) -> int:
     from expert_router.artifacts import load_experts
-    from expert_router.data.labelled import read_labelled
-    from expert_router.serving.build import load_encoder
     from expert_router.settings import load_settings
-    from expert_router.training.router import fit_router
 
     settings = load_settings(args.config)
     data = args.data or settings.resolve(settings.paths.data) / "processed"
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    if args.what == "encoder":
+        return _train_encoder(args, settings, data, experts.values())
+    return _train_router(args, settings, data, list(experts))
+
+
+def _train_router(args: Namespace, settings: Settings, data: Path, experts: list[str]) -> int:
+    from expert_router.data.labelled import read_labelled
+    from expert_router.serving.build import load_encoder
+    from expert_router.training.router import fit_router
+
     output = args.output or settings.resolve(settings.router.artifact)
-    experts = list(load_experts(settings.resolve(settings.paths.experts), settings.home))
     train, calibration = (read_labelled(data / f"routing_{split}.csv") for split in ("train", "calibration"))
     encoder = load_encoder(settings, progress=True)
     started = time.perf_counter()
@@ -38,6 +65,61 @@ def main(args: Namespace) -> int:
     print(
         f"Fitted on {len(train)} questions, calibrated on {len(calibration)}, in {time.perf_counter() - started:.1f} s."
     )
-    print(f"Thresholds: {artifact.thresholds}. Saved in {output}.")
+    print(f"An expert is chosen from {artifact.thresholds.accept:.0%} on. Saved in {output}.")
     print("How good it is: expert-router bench routers")
     return 0
+
+
+def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Iterable[Expert]) -> int:
+    try:
+        from expert_router.training.encoder import EncoderTraining, pick_device, save_weights, train_encoder
+        from expert_router.training.export import export_encoder
+    except ImportError as error:
+        raise ConfigError(
+            f"Training the encoder needs more packages ({error}): pip install 'expert-router[train]'"
+        ) from error
+    from expert_router.data.labelled import read_labelled
+    from expert_router.routing.encoder import load_tokenizer
+    from expert_router.serving.build import fetch_model
+
+    output = args.output or settings.resolve(settings.router.tuned_encoder or Path("artifacts/encoder"))
+    _, base = fetch_model(settings, settings.router.encoder, progress=True)
+    _, fp32 = fetch_model(settings, settings.router.encoder + FP32_SUFFIX, progress=True)
+    questions = read_labelled(data / "routing_train.csv")
+    training = EncoderTraining(epochs=args.epochs, learning_rate=args.learning_rate, seed=args.seed)
+    model = train_encoder(
+        fp32["model.safetensors"].parent,
+        load_tokenizer(base["tokenizer.json"]),
+        questions,
+        _passages(data, experts),
+        experts=[expert.name for expert in experts],
+        training=training,
+        start=args.start,
+        device=pick_device(),
+        progress=True,
+    )
+    about = {
+        "kind": "encoder",
+        "base": settings.router.encoder,
+        "questions": len(questions),
+        "training": training.about(),
+    }
+    export_encoder(model.bert, base["model.onnx"], output, about)
+    save_weights(model, output / "weights.pt")
+    print(f"Trained on {len(questions)} questions. Saved in {output}. Next: expert-router train router")
+    return 0
+
+
+def _passages(data: Path, experts: Iterable[Expert]) -> list[LabelledQuestion]:
+    """The answers of the experts' training questions: text of their field to learn its words from."""
+    from expert_router.data.labelled import LabelledQuestion
+
+    passages = []
+    for expert in experts:
+        path = data / f"train_{expert.split_name}.csv"
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                passages += [
+                    LabelledQuestion(row["answer"], frozenset([expert.name]), "passage") for row in csv.DictReader(file)
+                ]
+    return passages

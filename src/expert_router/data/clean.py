@@ -33,7 +33,8 @@ class Record:
     ``answered`` records have an answer, a key and, as ``subject``, a topic.
 
     ``content`` is the raw row. ``decides`` is true where the label was given in sight of all domains, so that it wins
-    over another file's.
+    over another file's. ``teaches`` is true for what only trains: it is not measured on, unless it is similar to a
+    question that is.
     """
 
     file: str
@@ -48,6 +49,7 @@ class Record:
     trap: str = ""
     answered: bool = False
     decides: bool = False
+    teaches: bool = False
     words: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """The question's words as they are compared."""
 

@@ -220,6 +220,7 @@ def _record(source: _Source, row: Row) -> Record:
                 "experts": _names(values["experts"]),
                 "subject": values["subject"],
                 "trap": values["trap"].casefold(),
+                "teaches": True,
             }
     return Record(
         file=row.file,

@@ -76,6 +76,9 @@ def assign(records: Sequence[Record], pairs: Sequence[Pair], seed: int) -> Assig
     family = families(len(records), pairs, limit)
     heads = sorted(set(family))
     chosen = {head: _split_at(position(records[head].words, seed)) for head in heads}
+    measured = {head for head, record in zip(family, records, strict=True) if not record.teaches}
+    chosen |= dict.fromkeys((head for head in heads if head not in measured), "train")
+    heads = sorted(measured)
     labels = {head: (records[head].source, frozenset(records[head].experts)) for head in heads}
     by_topic = _strata(heads, ((labels[head], records[head].subject) for head in heads))
     by_label = _strata(heads, (labels[head] for head in heads))

@@ -105,11 +105,12 @@ class Batcher:
                 continue
             try:
                 self._pipeline.step()
-                self._count_out_leavers()
-                self._deliver()
             except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends these requests
                 self.error = f"{type(error).__name__}: {error}"
                 self._fail_all(EngineError(f"The engine failed while generating ({self.error})."))
+                continue
+            self._count_out_leavers()
+            self._deliver()
         self._fail_all(EngineError("The engine was shut down while generating."))
 
     def _obey(self, *, block: bool) -> bool:
@@ -188,6 +189,15 @@ def _put_all(events: list[tuple[_Request, Event]]) -> None:
 
 def _read(handle: Any) -> Event | None:
     """What a step produced for one request, or ``None`` when nothing (its prompt is still being read)."""
+    try:
+        return _new_event(handle)
+    except Exception as error:  # noqa: BLE001 - the same C++ library; the other requests' tokens are not lost with it
+        with suppress(Exception):
+            handle.cancel()
+        return EngineError(f"The engine failed to hand over what it generated ({error}).")
+
+
+def _new_event(handle: Any) -> Event | None:
     ids: list[int] = []
     finish_reason: FinishReason | None = None
     while handle.can_read():

@@ -38,19 +38,20 @@ def read_facts(path: Path) -> ModelFacts:
 
 
 def requantise(source: Path, target: Path, *, progress: bool) -> None:
-    """Write ``target``: every matrix as Q8_0, every vector (norms, biases) as float32, all metadata kept."""
+    """Write ``target``: every matrix as Q8_0, every vector (norms, biases) as float32, all metadata kept.
+
+    Raises ``WeightsError`` when the file cannot be read or holds a kind of tensor that gguf cannot convert.
+    """
     reader = _open(source)
     writer = gguf.GGUFWriter(target, str(_value(reader, "general.architecture", source)))
     _copy_metadata(reader, writer)
     for tensor in tqdm(
         reader.tensors, desc=f"requantise {source.stem}", unit="tensor", disable=None if progress else True
     ):
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if len(tensor.shape) > 1:
-            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(tensor.name, values.astype(np.float32))
+        try:
+            _add_requantised(writer, tensor)
+        except (gguf.quants.QuantError, NotImplementedError) as error:
+            raise WeightsError(f"{source}: the tensor {tensor.name} cannot be converted to Q8_0 ({error}).") from error
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -69,6 +70,15 @@ def _value(reader: Any, key: str, path: Path) -> Any:
     if field is None:
         raise WeightsError(f"{path} is not a usable model: its metadata lacks {key!r}.")
     return field.contents()
+
+
+def _add_requantised(writer: Any, tensor: Any) -> None:
+    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    if len(tensor.shape) > 1:
+        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    else:
+        writer.add_tensor(tensor.name, values.astype(np.float32))
 
 
 def _copy_metadata(reader: Any, writer: Any) -> None:

@@ -32,20 +32,23 @@ class PreparedModel:
 
 
 def prepare_model(name: str, weights: Path, sha256: str, cache: Path, *, progress: bool) -> PreparedModel:
-    """The prepared folder of a model, built if it is not there. Raises ``WeightsError``, also on a full disk."""
+    """The prepared folder of a model, built if it is not there. Raises ``WeightsError``, also on a full disk.
+
+    Safe across processes: one builds, the others wait for it.
+    """
     folder = cache / "prepared" / f"{name}-{sha256[:12]}-r{RECIPE}"
     if (ready := _read(folder)) is not None:
         return ready
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if (ready := _read(folder)) is not None:
-            return ready
-        try:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if (ready := _read(folder)) is not None:
+                return ready
             _build(folder, weights, progress=progress)
-        except OSError as error:
-            raise WeightsError(
-                f"Preparing {name} in {folder.parent} failed: {error}. Free some space and retry."
-            ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # C++ raises RuntimeError, also when the disk is full
+        raise WeightsError(
+            f"Preparing {name} from {weights} in {folder.parent} failed: {error}. Free some space there and retry."
+        ) from error
     built = _read(folder)
     if built is None:
         raise WeightsError(f"Preparing {name} left no usable model in {folder}.")
@@ -89,5 +92,5 @@ def _read(folder: Path) -> PreparedModel | None:
         if any((folder / name).stat().st_size != size for name, size in files.items()):
             return None
         return PreparedModel(folder, ModelFacts(**about["facts"]), sum(files.values()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

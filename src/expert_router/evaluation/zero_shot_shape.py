@@ -32,4 +32,5 @@ def save_random_bart_mnli(folder: Path, **shape: Any) -> None:
     words.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>"}
     special = {f"{name}_token": token for name, token in names.items()}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    longest = config.max_position_embeddings  # as BART's own tokenizer: longer questions are cut
+    PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=longest, **special).save_pretrained(folder)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 ENCODER_FILE = "encoder.onnx"
 MAX_TOKENS = 128
@@ -53,7 +54,6 @@ class SentenceEncoder:
 
     def __init__(self, model: Path, tokenizer: Path, threads: int, words: WordTable | None = None) -> None:
         import onnxruntime
-        from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -63,11 +63,9 @@ class SentenceEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-            self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # both libraries raise bare exceptions of their own
+        except Exception as error:  # the library raises bare exceptions of its own
             raise ConfigError(f"The encoder {model} cannot be loaded: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer = load_tokenizer(tokenizer)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._words = words
         self.sha256 = sha256_of(model)
@@ -86,6 +84,19 @@ class SentenceEncoder:
     def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """One vector per text, one at a time: a batch pads to its longest text, which costs more than it saves."""
         return (self.encode(text) for text in texts)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The encoder's tokenizer, which cuts at ``MAX_TOKENS``. Raises ``ConfigError``."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions of its own
+        raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
 
 
 def load_tuned_encoder(artifact: Path, base: Path, tokenizer: Path, threads: int) -> SentenceEncoder:

@@ -61,9 +61,10 @@ def _load(model: str, token: str | None, threads: int) -> tuple[Any, Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, token=token)
         network = AutoModelForSequenceClassification.from_pretrained(model, token=token)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged weights file is an error of safetensors' own
+        reason = " ".join(str(error).split())  # the hub's client writes paragraphs
         raise ConfigError(
-            f"The zero-shot model {model!r} cannot be loaded: {error} Name a local folder in router.zero_shot_model, "
+            f"The zero-shot model {model!r} cannot be loaded: {reason} Name a local folder in router.zero_shot_model, "
             "or set HF_TOKEN in .env where the hub is reachable."
         ) from error
     return torch, tokenizer, network.eval()

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from expert_router.routing.encoder import SentenceEncoder
     from expert_router.routing.head import LinearHead
 
-L2 = 0.3
+L2 = 1.0
 MIN_EXAMPLES = 8
 PAIRS_PER_EXAMPLE = 0.25
 """Questions that need two experts are rare in data and are made by joining two questions."""
 
+CLARIFY_SHARE = 0.6
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
 
@@ -55,8 +56,8 @@ def fit_router(
     features = _encode([*fitting, *held_out], encoder, progress=progress)
     head = fit_head(features[: len(fitting)], labels(fitting, experts), L2)
     head = fit_platt(head, features[len(fitting) :], labels(held_out, experts))
-    real = slice(len(fitting), len(fitting) + len(calibration))
-    thresholds = choose_thresholds(head, features[real], labels(calibration, experts))
+    real = features[len(fitting) : len(fitting) + len(calibration)]
+    thresholds = choose_thresholds(head, real, calibration, experts)
     about = {"l2": L2, "seed": seed, "train": len(train), "calibration": len(calibration), "joined_pairs": len(pairs)}
     return RouterArtifact(head, tuple(experts), thresholds, encoder.sha256, about)
 
@@ -68,21 +69,23 @@ def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDAr
     )
 
 
-def choose_thresholds(head: LinearHead, features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_]) -> Thresholds:
-    """The accept threshold that gets most questions exactly right, with every kind of question weighing the same."""
+def choose_thresholds(
+    head: LinearHead, features_ND: NDArray[np.float32], questions: Sequence[LabelledQuestion], experts: Sequence[str]
+) -> Thresholds:
+    """The accept threshold that gets most questions exactly right, every kind of question weighing the same."""
     probabilities_NE = head.probabilities(features_ND)[:, :-1]
-    needed_NE = labels_NL[:, :-1]
-    kinds = {tuple(row) for row in needed_NE.tolist()}
-    masks = [(needed_NE == np.array(kind)).all(axis=1) for kind in kinds]
+    needed_NE = labels(questions, experts)[:, :-1]
+    kinds = np.array([question.kind for question in questions])
 
-    def balanced_accuracy(threshold: float) -> float:
+    def mean_accuracy(threshold: float) -> float:
         right = ((probabilities_NE >= threshold) == needed_NE).all(axis=1)
-        return float(np.mean([right[mask].mean() for mask in masks]))
+        return float(np.mean([right[kinds == kind].mean() for kind in sorted(set(kinds))]))
 
-    accuracies = np.array([balanced_accuracy(float(t)) for t in _GRID])
-    plateau = _GRID[accuracies >= accuracies.max() - 1e-9]
-    accept = float(np.median(plateau))
-    return Thresholds(accept=round(accept, 3), clarify=round(accept * 0.6, 3))
+    accuracies = np.array([mean_accuracy(float(threshold)) for threshold in _GRID])
+    best = np.flatnonzero(accuracies >= accuracies.max() - 1e-9)
+    plateaus = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)  # between two of them it is worse
+    accept = float(np.median(_GRID[max(plateaus, key=len)]))
+    return Thresholds(accept=round(accept, 3), clarify=round(accept * CLARIFY_SHARE, 3))
 
 
 def _encode(examples: Sequence[LabelledQuestion], encoder: SentenceEncoder, *, progress: bool) -> NDArray[np.float32]:

@@ -1,0 +1,177 @@
+"""The server as a process: it starts, answers, and ends as it was asked to."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from cli import one_line
+
+from support import SLEEP_QUESTION, chat_body, events
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from cli import CommandLine
+
+LONG = chat_body("word " * 60_000, stream=True, max_tokens=100_000)
+"""An answer of some 14 MB: more than the sockets on the way hold, so that it lasts until it was read."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    process: subprocess.Popen[str]
+    url: str
+    announced: str
+
+    def ask(self) -> httpx2.Response:
+        return httpx2.post(f"{self.url}/v1/chat/completions", json=chat_body(model="auto"), timeout=10, trust_env=False)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """The exit status and what came on standard error."""
+        self.process.send_signal(how)
+        _, error = self.process.communicate(timeout=15)
+        return self.process.returncode, error
+
+
+@contextmanager
+def serving(cli: CommandLine, *arguments: str) -> Iterator[Serving]:
+    process = cli.start("serve", "--port", "0", *arguments)
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "for example" not in said:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            said += line
+        address = re.search(r"expert-router is at (http://127\.0\.0\.1:\d+)", said)
+        assert address is not None
+        yield Serving(process, address[1], said)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_answers_within_seconds_and_says_where_it_is(cli: CommandLine) -> None:
+    started = time.perf_counter()
+    with serving(cli, "--no-page") as server:
+        response = server.ask()
+        assert time.perf_counter() - started < 10
+        assert response.json()["choices"][0]["message"]["content"] == f"[Sleep science] You asked: {SLEEP_QUESTION}"
+        ready = httpx2.get(f"{server.url}/health/ready", trust_env=False).json()
+        assert (ready["status"], ready["engine"]["engine"]) == ("ready", "echo")
+        assert f"API           {server.url}/docs" in server.announced
+        assert "chat page" not in server.announced
+        assert httpx2.get(server.url, trust_env=False).headers["location"] == "/docs"
+        assert server.end()[0] == 0
+
+
+def test_the_announced_example_works_as_it_stands(cli: CommandLine) -> None:
+    with serving(cli, "--no-page") as server:
+        address, body = re.search(
+            r"curl (\S+) -H 'content-type: application/json' -d '(.*)'", server.announced
+        ).groups()  # type: ignore[union-attr]
+        answer = httpx2.post(address, content=body, headers={"content-type": "application/json"}, trust_env=False)
+        assert answer.status_code == 200
+
+
+def test_a_taken_port_is_said_in_one_line_before_anything_is_loaded(cli: CommandLine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cli.run("serve", "--port", str(port), "--no-page")
+    assert done.status == 2
+    assert one_line(done) == f"Cannot listen on 127.0.0.1:{port} (Address already in use). Choose another: --port 8001"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "99999"), "Cannot listen on 127.0.0.1:99999 "),
+        (("--host", "no.such.host.invalid"), "Cannot listen on no.such.host.invalid:"),
+    ],
+)
+def test_an_address_that_cannot_be_is_said_in_one_line(
+    cli: CommandLine, arguments: tuple[str, ...], message: str
+) -> None:
+    done = cli.run("serve", "--no-page", *arguments)
+    assert done.status == 2
+    assert message in one_line(done)
+
+
+def test_asked_to_end_it_finishes_the_stream_and_exits_with_0(cli: CommandLine) -> None:
+    with serving(cli, "--no-page") as server, _stream(server) as response:
+        pieces = response.iter_text()
+        said = next(pieces)
+        server.process.send_signal(signal.SIGTERM)
+        _refuses_newcomers(server.url)
+        assert server.process.poll() is None
+        said += "".join(pieces)
+        *chunks, last, done = events(said)
+        assert (done, last["choices"][0]["finish_reason"]) == ("[DONE]", "stop")
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert text.split()[-60_000:] == ["word"] * 60_000
+        _, error = server.process.communicate(timeout=15)
+        assert server.process.returncode == 0
+        assert "Traceback" not in error
+
+
+def test_a_client_that_does_not_read_cannot_hold_up_the_end(cli: CommandLine) -> None:
+    impatient = replace(cli, settings={"EXPERT_ROUTER_SERVER__SHUTDOWN_GRACE_S": "1"})
+    with serving(impatient, "--no-page") as server, _stream(server) as response:
+        next(response.iter_text())
+        started = time.perf_counter()
+        status, _ = server.end()
+        assert status == 0
+        assert time.perf_counter() - started < 8
+
+
+def test_ctrl_c_ends_it_too(cli: CommandLine) -> None:
+    with serving(cli, "--no-page") as server:
+        status, error = server.end(signal.SIGINT)
+        assert status == 130
+        assert "Traceback" not in error
+
+
+def test_the_log_is_json_lines_without_the_question(cli: CommandLine) -> None:
+    with serving(cli, "--no-page") as server:
+        identifier = server.ask().headers["x-request-id"]
+        status, error = server.end()
+    assert status == 0
+    entries: list[dict[str, Any]] = [json.loads(line) for line in error.splitlines()]
+    (entry,) = (entry for entry in entries if entry["message"] == "request")
+    assert (entry["path"], entry["status"], entry["request_id"]) == ("/v1/chat/completions", 200, identifier)
+    assert SLEEP_QUESTION not in error
+
+
+def test_with_the_page_the_root_leads_to_it(cli: CommandLine) -> None:
+    with serving(cli) as server:
+        assert f"chat page     {server.url}/chat" in server.announced
+        page = httpx2.get(server.url, follow_redirects=True, timeout=20, trust_env=False)
+        assert (page.status_code, page.url.path.rstrip("/")) == (200, "/chat")
+        assert server.ask().status_code == 200
+        assert server.end()[0] == 0
+
+
+def _stream(server: Serving) -> Any:
+    return httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=LONG, timeout=20, trust_env=False)
+
+
+def _refuses_newcomers(url: str) -> None:
+    """Wait until the server has taken note that it is to end."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            httpx2.get(f"{url}/health/live", timeout=1, trust_env=False)
+        except httpx2.HTTPError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the server still takes requests")

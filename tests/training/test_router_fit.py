@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from expert_router.data.labelled import LabelledQuestion
+from expert_router.errors import ConfigError, DataError
+from expert_router.routing.embedding import HEAD_FILE, EmbeddingRouter, RouterArtifact
+from expert_router.routing.head import LinearHead
+from expert_router.routing.policy import Policy
+from expert_router.training.router import MIN_EXAMPLES, choose_thresholds, fit_router, labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from expert_router.types import Thresholds
+
+D = 48
+FIELDS = {
+    "cars": "car engine wheel racing ford benz factory diesel seat gearbox",
+    "sleep": "sleep dream rem melatonin insomnia night pillow snoring apnoea circadian",
+    "": "france bread poem planet chess river violin tax garden python",
+}
+FILLERS = ["what", "is", "the", "who", "why", "does", "a", "how", "of", "when"]
+
+
+class WordEncoder:
+    """A sentence is the sum of its words' directions: fields that share no words are separable."""
+
+    sha256 = "e" * 64
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        total = sum(map(self._word, re.findall(r"\w+", text.lower())), np.zeros(D))
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), dtype=np.float32)
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        return map(self.encode, texts)
+
+    def _word(self, word: str) -> NDArray[np.float64]:
+        return np.random.default_rng(zlib.crc32(word.encode())).normal(size=D)
+
+
+ENCODER: Any = WordEncoder()
+
+
+def questions(count: int, seed: int, fields: Sequence[str] = tuple(FIELDS)) -> list[LabelledQuestion]:
+    """As many questions of each field, each from two fillers and two words of the field."""
+    rng = random.Random(seed)
+    made = []
+    for field in fields:
+        for _ in range(count):
+            words = rng.sample(FILLERS, 2) + rng.sample(FIELDS[field].split(), 2)
+            made.append(LabelledQuestion(" ".join(words) + "?", frozenset(filter(None, [field])), field or "other"))
+    return made
+
+
+TRAIN, CALIBRATION, UNSEEN = questions(60, 0), questions(20, 1), questions(40, 2)
+EXPERTS = ["cars", "sleep"]
+
+
+def fit(train: Sequence[LabelledQuestion] = TRAIN, *, seed: int = 0) -> RouterArtifact:
+    return fit_router(train, CALIBRATION, EXPERTS, ENCODER, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def artifact() -> RouterArtifact:
+    return fit()
+
+
+def chosen(artifact: RouterArtifact, question: str) -> frozenset[str]:
+    router = EmbeddingRouter(ENCODER, artifact)
+    return frozenset(Policy(router.thresholds, {}).decide(router.score(question)).experts)
+
+
+def test_separable_fields_are_told_apart_in_questions_never_seen(artifact: RouterArtifact) -> None:
+    right = [chosen(artifact, question.query) == question.experts for question in UNSEEN]
+    assert np.mean(right) > 0.95
+
+
+def test_two_questions_in_one_need_both_experts_though_no_training_question_did(artifact: RouterArtifact) -> None:
+    cars, sleep = (questions(40, 3, [field]) for field in EXPERTS)
+    assert not any(len(question.experts) > 1 for question in TRAIN)
+    both = [f"{one.query} and {other.query}" for one, other in zip(cars, sleep, strict=True)]
+    assert np.mean([chosen(artifact, text) == {"cars", "sleep"} for text in both]) > 0.9
+
+
+def test_the_last_row_is_the_chance_that_nobody_is_needed(artifact: RouterArtifact) -> None:
+    assert artifact.experts == ("cars", "sleep")
+    none = [EmbeddingRouter(ENCODER, artifact).score(question.query).none for question in UNSEEN]
+    needed = np.array([bool(question.experts) for question in UNSEEN])
+    assert np.mean((np.array(none) > 0.5) != needed) > 0.95
+
+
+def test_the_thresholds_are_probabilities_in_order(artifact: RouterArtifact) -> None:
+    assert 0.2 <= artifact.thresholds.accept <= 0.8
+    assert 0 < artifact.thresholds.clarify < artifact.thresholds.accept
+
+
+def test_the_same_examples_and_seed_give_the_same_router() -> None:
+    first, again, other = fit(), fit(), fit(seed=1)
+    assert np.array_equal(first.head.weights_LD, again.head.weights_LD)
+    assert np.array_equal(first.head.bias_L, again.head.bias_L)
+    assert (first.thresholds, first.about) == (again.thresholds, again.about)
+    assert not np.array_equal(first.head.weights_LD, other.head.weights_LD)  # other pairs were joined
+
+
+def test_the_artifact_says_what_it_was_fitted_on(artifact: RouterArtifact) -> None:
+    assert artifact.encoder_sha256 == WordEncoder.sha256
+    assert artifact.about["train"] == len(TRAIN)
+    assert artifact.about["calibration"] == len(CALIBRATION)
+    assert artifact.about["joined_pairs"] == len(TRAIN) // 4
+    assert artifact.about["seed"] == 0
+
+
+def test_an_expert_with_too_few_questions_is_named() -> None:
+    few = questions(MIN_EXAMPLES - 1, 0, ["sleep"])
+    with pytest.raises(DataError, match=f"'sleep' has {MIN_EXAMPLES - 1} training questions; at least {MIN_EXAMPLES}"):
+        fit(questions(20, 0, ["cars", ""]) + few)
+
+
+def test_an_expert_without_any_question_is_named() -> None:
+    with pytest.raises(DataError, match="'wine' has 0 training questions"):
+        fit_router(TRAIN, CALIBRATION, [*EXPERTS, "wine"], ENCODER)
+
+
+def test_just_enough_questions_are_enough() -> None:
+    assert fit(questions(MIN_EXAMPLES, 0)).experts == ("cars", "sleep")
+
+
+def test_one_expert_alone_can_be_fitted() -> None:
+    """There is nothing to join."""
+    train, calibration = (questions(30, seed, ["sleep", ""]) for seed in (0, 1))
+    alone = fit_router(train, calibration, ["sleep"], ENCODER)
+    assert alone.about["joined_pairs"] == 0
+    assert np.mean([chosen(alone, question.query) == question.experts for question in train]) > 0.95
+
+
+def test_labels_have_a_column_for_each_expert_and_one_for_none() -> None:
+    asked = [LabelledQuestion("", frozenset(needed.split()), "") for needed in ("sleep", "cars sleep", "", "wine")]
+    assert labels(asked, EXPERTS).tolist() == [
+        [False, True, False],
+        [True, True, False],
+        [False, False, True],
+        [False, False, False],  # somebody else's
+    ]
+
+
+# Thresholds
+
+
+def thresholds(**probabilities_by_kind: list[float]) -> Thresholds:
+    """Of one expert, from the probabilities that questions got; kinds that begin with ``needed`` need it."""
+    asked = [(kind, p) for kind, probabilities in probabilities_by_kind.items() for p in probabilities]
+    examples = [
+        LabelledQuestion("", frozenset({"sleep"} if kind.startswith("needed") else ()), kind) for kind, _ in asked
+    ]
+    p = np.array([probability for _, probability in asked])
+    features = np.log(p / (1 - p)).astype(np.float32)[:, None]
+    head = LinearHead(np.array([[1.0], [-1.0]], dtype=np.float32), np.zeros(2, dtype=np.float32))
+    return choose_thresholds(head, features, examples, ["sleep"])
+
+
+def test_the_threshold_lies_in_the_middle_of_what_separates() -> None:
+    assert thresholds(needed=[0.9, 0.71], other=[0.31, 0.1]).accept == pytest.approx(0.51, abs=0.011)
+
+
+def test_the_threshold_goes_where_the_scores_are() -> None:
+    assert 0.65 < thresholds(needed=[0.9, 0.77], other=[0.65]).accept < 0.77
+    assert 0.27 < thresholds(needed=[0.9, 0.35], other=[0.27]).accept < 0.35
+
+
+def test_a_rare_kind_of_question_weighs_as_much_as_a_common_one() -> None:
+    """One needed question at 0.45 outweighs two others of a hundred and one, at 0.47."""
+    assert thresholds(needed=[0.45], other=[0.1] * 99 + [0.47] * 2).accept < 0.45
+
+
+def test_kinds_that_need_the_same_experts_still_count_one_by_one() -> None:
+    """Hard negatives are as important as all other questions that need nobody, however few they are."""
+    assert thresholds(needed=[0.3] * 10 + [0.9] * 90, other=[0.1] * 100, hard=[0.5]).accept > 0.5
+
+
+def test_between_two_equally_good_thresholds_a_worse_one_is_not_taken() -> None:
+    """Good below 0.31 and above 0.61; in between both kinds are half wrong."""
+    accept = thresholds(needed=[0.31, 0.9], other=[0.61, 0.1]).accept
+    assert accept <= 0.31 or accept > 0.61
+
+
+# On disk
+
+
+def test_a_saved_router_loads_again_and_scores_the_same(artifact: RouterArtifact, tmp_path: Path) -> None:
+    artifact.save(tmp_path)
+    loaded = RouterArtifact.load(tmp_path)
+    assert (loaded.experts, loaded.thresholds, loaded.encoder_sha256) == (
+        artifact.experts,
+        artifact.thresholds,
+        artifact.encoder_sha256,
+    )
+    assert artifact.about.items() <= loaded.about.items()
+    for question in UNSEEN:
+        before, after = (EmbeddingRouter(ENCODER, each).score(question.query) for each in (artifact, loaded))
+        assert before == after
+
+
+def test_it_is_plain_arrays_and_a_manifest(artifact: RouterArtifact, tmp_path: Path) -> None:
+    artifact.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {HEAD_FILE, "manifest.json"}
+    with np.load(tmp_path / HEAD_FILE, allow_pickle=False) as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {"weights_LD": (3, D), "bias_L": (3,)}
+
+
+@pytest.mark.parametrize("where", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_an_altered_byte_is_refused(artifact: RouterArtifact, tmp_path: Path, where: float) -> None:
+    artifact.save(tmp_path)
+    content = bytearray((tmp_path / HEAD_FILE).read_bytes())
+    content[round(where * (len(content) - 1))] ^= 1
+    (tmp_path / HEAD_FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"is not the file that .* pins"):
+        RouterArtifact.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [HEAD_FILE, "manifest.json"])
+def test_a_missing_file_is_refused(artifact: RouterArtifact, tmp_path: Path, name: str) -> None:
+    artifact.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match="missing"):
+        RouterArtifact.load(tmp_path)
+
+
+def test_a_head_for_another_number_of_experts_is_refused(artifact: RouterArtifact, tmp_path: Path) -> None:
+    RouterArtifact(artifact.head, ("cars",), artifact.thresholds, artifact.encoder_sha256, {}).save(tmp_path)
+    with pytest.raises(ConfigError, match="3 rows for 1 experts and none"):
+        RouterArtifact.load(tmp_path)
