@@ -229,7 +229,12 @@ def source_lines(source: HubSource | WheelSource | PathSource) -> list[str]:
 
 def test_the_shipped_lock_pins_the_models_of_the_shipped_settings():
     lock = load_lock(ROOT / "models.lock")
-    assert set(lock) == {"qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct", "all-minilm-l6-v2"}
+    assert set(lock) == {
+        "qwen2.5-coder-0.5b-instruct",
+        "smollm2-135m-instruct",
+        "all-minilm-l6-v2",
+        "all-minilm-l6-v2-fp32",
+    }
     assert {file.name for file in lock["all-minilm-l6-v2"].files} == {"model.onnx", "tokenizer.json"}
     assert lock["qwen2.5-coder-0.5b-instruct"].size == 491_400_064
     for model in lock.values():

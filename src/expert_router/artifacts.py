@@ -50,12 +50,12 @@ def read_artifact(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        files: dict[str, str] = manifest["files"]
+        files: list[tuple[str, str]] = list(manifest["files"].items())
     except FileNotFoundError:
         raise ConfigError(f"There is no artifact in {folder}: {MANIFEST} is missing.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a manifest: {error}") from error
-    for name, expected in files.items():
+    for name, expected in files:
         file = folder / name
         if not file.is_file() or sha256_of(file) != expected:
             raise ConfigError(f"{file} is missing or is not the file that {path} pins.")

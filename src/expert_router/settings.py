@@ -76,6 +76,8 @@ class EngineSettings(Section):
     kv_cache_bytes: int = Field(default=1024**3, ge=1)
     """Paged attention cache of one loaded model."""
     max_batch_size: int = Field(default=64, ge=1)
+    repetition_penalty: float = Field(default=1.05, ge=1, le=2)
+    """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     reproducible: bool = False
     """Greedy answers alike alone and in a batch, on any x86 CPU, at about 60 % of the speed under load."""
     base_url: str = "http://127.0.0.1:9000/v1"
@@ -162,7 +164,10 @@ def _load_dotenv(path: Path) -> None:
     """Put ``.env`` into the environment (real variables win): the hub's client reads HF_TOKEN from there too."""
     from dotenv import load_dotenv  # noqa: PLC0415 - pydantic-settings' own dependency
 
-    load_dotenv(path, override=False)
+    try:
+        load_dotenv(path, override=False)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

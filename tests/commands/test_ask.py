@@ -97,8 +97,8 @@ def test_without_a_question_it_says_how_to_ask_one(cli: CommandLine, arguments: 
     ("arguments", "message"),
     [
         (("--model", "astronomy"), "There is no model 'astronomy'. Known: auto, cars, sleep, general."),
-        (("--max-tokens", "0"), "--max-tokens must be at least 1"),
-        (("--temperature", "-1"), "--temperature between 0 and 2"),
+        (("--max-tokens", "0"), "max_tokens must be at least 1"),
+        (("--temperature", "-1"), "temperature between 0 and 2"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line(cli: CommandLine, arguments: tuple[str, ...], message: str) -> None:

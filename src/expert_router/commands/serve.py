@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -60,8 +59,8 @@ def main(args: Namespace) -> int:
         timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
         server_header=False,
     )
-    # Asked to end, uvicorn finishes the streams and raises the signal again, which would look like a death by it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 

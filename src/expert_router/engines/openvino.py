@@ -54,6 +54,8 @@ class OpenVINOOptions:
     kv_cache_bytes: int
     max_batch_size: int
     reproducible: bool
+    repetition_penalty: float = 1.0
+    """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
 
 
 class LoadedModel:
@@ -63,6 +65,7 @@ class LoadedModel:
         import openvino_genai as genai
 
         self._genai = genai
+        self._repetition_penalty = options.repetition_penalty
         self.name = name
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
@@ -98,6 +101,7 @@ class LoadedModel:
         config.max_new_tokens = min(params.max_tokens, self.context_tokens - prompt_tokens)
         config.eos_token_id = self._tokenizer.get_eos_token_id()
         config.stop_token_ids = {config.eos_token_id}
+        config.repetition_penalty = self._repetition_penalty
         if params.temperature > 0:
             config.do_sample = True
             config.temperature = params.temperature
@@ -218,6 +222,7 @@ def check_canary(model: LoadedModel, canary: Canary) -> None:
 async def _greedy_answer(model: LoadedModel, canary: Canary) -> str:
     input_ids = model.encode([{"role": "user", "content": canary.prompt}])
     config = model.generation_config(GenerationParams(max_tokens=24), int(input_ids.shape[1]))
+    config.repetition_penalty = 1.0  # the answer was recorded without it
     ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]
     return model.decode(ids)
 

@@ -158,6 +158,7 @@ def _openvino(settings: Settings, experts: Mapping[str, Expert], *, progress: bo
         kv_cache_bytes=engine.kv_cache_bytes,
         max_batch_size=engine.max_batch_size,
         reproducible=engine.reproducible,
+        repetition_penalty=engine.repetition_penalty,
     )
     return OpenVINOEngine({name: _model_source(settings, name, progress=progress) for name in names}, options)
 

@@ -1,0 +1,60 @@
+"""What is imported when: heavy libraries only where they are used. Each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "torch", "transformers", "gradio", "sklearn", "pandas", "ray", "openvino_genai", "openvino", "onnxruntime",
+    "tokenizers", "pyarrow",
+}  # fmt: skip
+SERVER = """
+import importlib, pkgutil
+import expert_router.api, expert_router.serving
+for package in (expert_router.api, expert_router.serving):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+import expert_router.commands.serve, uvicorn
+"""
+
+
+def imported_by(program: str) -> set[str]:
+    """The top-level names of all modules that the program imported itself."""
+    report = "import sys, json; before = set(sys.modules)\n"
+    report += f"{program}\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_the_public_types_and_errors_need_the_standard_library_alone() -> None:
+    program = "from expert_router import Answer, Decision, ExpertRouterError, Message"
+    assert imported_by(program) - sys.stdlib_module_names == {"expert_router"}
+
+
+def test_the_server_and_all_of_serving_import_nothing_heavy() -> None:
+    imported = imported_by(SERVER)
+    assert {"fastapi", "uvicorn", "expert_router"} <= imported  # or nothing was looked at
+    assert imported & HEAVY == set()
+
+
+def test_a_running_echo_system_has_imported_nothing_heavy() -> None:
+    program = """
+import os; os.environ["EXPERT_ROUTER_ENGINE__NAME"] = "echo"
+import expert_router
+with expert_router.open("echo") as system:
+    assert system.ask("Hello", model="general").text
+"""
+    assert imported_by(program) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "verb", ["ask", "batch", "bench", "chat", "chat_page", "prepare", "route", "serve", "train", "weights"]
+)
+def test_asking_a_command_for_help_imports_nothing_heavy(verb: str) -> None:
+    imported = imported_by(f"import expert_router.commands.{verb}")
+    assert imported & (HEAVY | {"fastapi", "numpy", "gguf"}) == set()
