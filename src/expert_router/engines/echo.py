@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from expert_router.engines.slots import SlotCounters
 from expert_router.errors import ContextLengthError, EngineError, OverloadedError
 from expert_router.types import Chunk, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from expert_router.types import Expert, FinishReason, GenerationParams, Message
 
@@ -46,33 +46,6 @@ class EchoScript:
 
 INSTANT = EchoScript()
 SAME_FOR_ALL: Mapping[str, EchoScript] = MappingProxyType({})
-
-
-@dataclass(slots=True)
-class SlotCounters:
-    """Requests of one engine by what became of them; ``cancelled`` ones were left by the client."""
-
-    running: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a slot for the body's duration and count how it ended."""
-        self.running += 1
-        try:
-            yield
-        except (GeneratorExit, asyncio.CancelledError):
-            self.cancelled += 1
-            raise
-        except BaseException:
-            self.failed += 1
-            raise
-        else:
-            self.finished += 1
-        finally:
-            self.running -= 1
 
 
 class EchoEngine:

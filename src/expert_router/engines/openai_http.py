@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from expert_router.engines.echo import SlotCounters
+from expert_router.engines.slots import SlotCounters
 from expert_router.errors import (
     ConfigError,
     ContextLengthError,
