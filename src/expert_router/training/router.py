@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 L2 = 1.0
 MIN_EXAMPLES = 8
-PAIRS_PER_EXAMPLE = 0.25
+PAIRS_PER_EXAMPLE = 0.08
 """Questions that need two experts are rare in data and are made by joining two questions."""
 
 CLARIFY_SHARE = 0.6
