@@ -13,7 +13,7 @@ from expert_router.errors import ConfigError, DataError
 from expert_router.routing.embedding import HEAD_FILE, EmbeddingRouter, RouterArtifact
 from expert_router.routing.head import LinearHead
 from expert_router.routing.policy import Policy
-from expert_router.training.router import MIN_EXAMPLES, choose_thresholds, fit_router, labels
+from expert_router.training.router import MIN_EXAMPLES, PAIRS_PER_EXAMPLE, choose_thresholds, fit_router, labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +116,7 @@ def test_the_artifact_says_what_it_was_fitted_on(artifact: RouterArtifact) -> No
     assert artifact.encoder_sha256 == WordEncoder.sha256
     assert artifact.about["train"] == len(TRAIN)
     assert artifact.about["calibration"] == len(CALIBRATION)
-    assert artifact.about["joined_pairs"] == len(TRAIN) // 4
+    assert artifact.about["joined_pairs"] == round(len(TRAIN) * PAIRS_PER_EXAMPLE)
     assert artifact.about["seed"] == 0
 
 
