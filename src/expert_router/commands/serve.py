@@ -37,12 +37,11 @@ def main(args: Namespace) -> int:
     settings = load_settings(args.config)
     configure_logging(settings.log_level)
     listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
-    address = "http://{}:{}".format(*listener.getsockname()[:2])
+    address = _reachable(listener)
     dispatcher = build_dispatcher(settings, progress=True)
     if settings.engine.name == "openvino":
-        prepare_base_model(
-            settings, settings.engine.base_model, progress=True
-        )  # shows its bar before the server starts
+        # Here, so that its progress bar is over before the server speaks.
+        prepare_base_model(settings, settings.engine.base_model, progress=True)
 
     from expert_router.api.app import create_app
 
@@ -81,6 +80,14 @@ def _listen(host: str, port: int) -> socket.socket:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"Cannot listen on {host}:{port} ({why}). Choose another: --port 8001") from error
     return listener
+
+
+def _reachable(listener: socket.socket) -> str:
+    """The address for a client on this machine: loopback where the server listens everywhere."""
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _page_is_installed() -> bool:

@@ -35,7 +35,7 @@ def read_labelled(path: Path) -> list[LabelledQuestion]:
             with path.open(encoding="utf-8", newline="") as file:
                 questions = [_from_csv(row) for row in csv.DictReader(file)]
         else:
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8").split("\n")  # splitlines would also cut at U+2028
             questions = [_from_json(json.loads(line), path.stem) for line in lines if line.strip()]
     except FileNotFoundError:
         raise DataError(f"There is no {path}. Prepared data comes from: expert-router prepare") from None
