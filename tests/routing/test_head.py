@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from expert_router.routing.head import LinearHead, fit_head, fit_platt
+from expert_router.routing.head import Calibration, LinearHead, fit_calibration, fit_head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,12 +126,25 @@ def test_any_features_give_probabilities(size: float) -> None:
     assert ((p >= 0) & (p <= 1)).all()
 
 
-def test_rescaling_is_done_on_each_labels_logit() -> None:
-    x = features(50)
-    head = LinearHead(features(2, seed=5), np.array([0.3, -0.2], dtype=np.float32))
-    scale, shift = np.array([2.0, 0.5]), np.array([1.0, -1.0])
-    logits = (x @ head.weights_LD.T + head.bias_L) * scale + shift
-    assert head.rescaled(scale, shift).probabilities(x) == pytest.approx(sigmoid(logits), abs=1e-5)
+def test_calibration_scales_each_labels_logit_and_adds_its_own_features() -> None:
+    logits, extras = features(50)[:, :2], features(50, seed=6)[:, :4].reshape(50, 2, 2)
+    weights = np.array([[2.0, 0.5, -1.0, 1.0], [0.5, 0.0, 3.0, -1.0]], dtype=np.float32)
+    expected = (
+        logits * weights[:, 0] + extras[:, :, 0] * weights[:, 1] + extras[:, :, 1] * weights[:, 2] + weights[:, 3]
+    )
+    assert Calibration(weights).probabilities(logits, extras) == pytest.approx(sigmoid(expected), abs=1e-5)
+
+
+def test_a_further_feature_is_used_where_the_logit_errs() -> None:
+    """The head sees one half of what decides, the feature the other."""
+    x = features(4000)
+    truth = (x[:, :1] + x[:, 1:2]) > 0
+    logits, feature = x[:, :1], x[:, 1:2, None]
+    nothing = np.zeros((4000, 1, 0), dtype=np.float32)
+    alone = fit_calibration(logits, nothing, truth).probabilities(logits, nothing)
+    together = fit_calibration(logits, feature, truth).probabilities(logits, feature)
+    assert ((alone > 0.5) == truth).mean() < 0.8
+    assert ((together > 0.5) == truth).mean() > 0.98
 
 
 @pytest.mark.parametrize(("too_steep", "offset"), [(6.0, 0.0), (0.2, 0.0), (3.0, 2.0), (1.0, -3.0)])
@@ -140,36 +153,42 @@ def test_platt_scaling_mends_a_miscalibrated_head(too_steep: float, offset: floa
     w = np.stack([a_direction(1, 1.5), a_direction(2, 1.5)])
     head = LinearHead((w * too_steep).astype(np.float32), np.full(2, offset, dtype=np.float32))
     calibration, test = features(4000, seed=2), features(8000, seed=3)
-    calibrated = fit_platt(head, calibration, drawn(sigmoid(calibration @ w.T), seed=4))
+    none = np.zeros((4000, 2, 0), dtype=np.float32)
+    calibrated = fit_calibration(head.logits(calibration), none, drawn(sigmoid(calibration @ w.T), seed=4))
     truth = drawn(sigmoid(test @ w.T), seed=5)
+    mended = calibrated.probabilities(head.logits(test), np.zeros((8000, 2, 0), dtype=np.float32))
     for label in range(2):
         before = calibration_error(head.probabilities(test)[:, label], truth[:, label])
-        after = calibration_error(calibrated.probabilities(test)[:, label], truth[:, label])
+        after = calibration_error(mended[:, label], truth[:, label])
         assert before > 0.08
         assert after < 0.03
+
+
+def no_features(n: int, labels: int = 1) -> NDArray[np.float32]:
+    return np.zeros((n, labels, 0), dtype=np.float32)
 
 
 def test_platt_scaling_keeps_the_order_of_the_scores() -> None:
     x = features(2000)
     w = a_direction(1, 1.0)
-    head = LinearHead((w[None] * 5).astype(np.float32), np.ones(1, dtype=np.float32))
-    calibrated = fit_platt(head, x, drawn(sigmoid(x @ w))[:, None])
-    order = np.argsort(x @ head.weights_LD[0])
-    assert (np.diff(calibrated.probabilities(x)[order, 0]) >= -1e-6).all()
+    logits = LinearHead((w[None] * 5).astype(np.float32), np.ones(1, dtype=np.float32)).logits(x)
+    calibration = fit_calibration(logits, no_features(2000), drawn(sigmoid(x @ w))[:, None])
+    calibrated = calibration.probabilities(logits, no_features(2000))[:, 0]
+    assert (np.diff(calibrated[np.argsort(logits[:, 0])]) >= -1e-6).all()
 
 
 def test_platt_scaling_leaves_a_calibrated_head_nearly_alone() -> None:
     x = features(20_000)
     w = a_direction(1, 2.0)
-    head = LinearHead(w[None].astype(np.float32), np.zeros(1, dtype=np.float32))
-    calibrated = fit_platt(head, x, drawn(sigmoid(x @ w))[:, None])
-    assert calibrated.weights_LD == pytest.approx(head.weights_LD, abs=0.1)
-    assert calibrated.bias_L == pytest.approx(head.bias_L, abs=0.1)
+    logits = LinearHead(w[None].astype(np.float32), np.zeros(1, dtype=np.float32)).logits(x)
+    calibration = fit_calibration(logits, no_features(20_000), drawn(sigmoid(x @ w))[:, None])
+    assert calibration.weights_LF == pytest.approx(np.array([[1.0, 0.0]]), abs=0.1)
 
 
 def test_platt_scaling_survives_calibration_examples_that_it_separates() -> None:
     x = features(300)
     y = x[:, :1] > 0
-    calibrated = fit_platt(fit_head(x, y, l2=1.0), x, y)
-    assert np.isfinite(calibrated.weights_LD).all()
-    assert ((calibrated.probabilities(x) > 0.5) == y).mean() > 0.97
+    logits = fit_head(x, y, l2=1.0).logits(x)
+    calibration = fit_calibration(logits, no_features(300), y)
+    assert np.isfinite(calibration.weights_LF).all()
+    assert ((calibration.probabilities(logits, no_features(300)) > 0.5) == y).mean() > 0.97

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,16 @@ import pytest
 
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.errors import ConfigError, DataError
-from expert_router.routing.embedding import HEAD_FILE, EmbeddingRouter, RouterArtifact
-from expert_router.routing.head import LinearHead
+from expert_router.routing.embedding import HEAD_FILE, WORDS_FILE, EmbeddingRouter, RouterArtifact
 from expert_router.routing.policy import Policy
-from expert_router.training.router import MIN_EXAMPLES, PAIRS_PER_EXAMPLE, choose_thresholds, fit_router, labels
+from expert_router.training.router import (
+    FEWEST_TO_VOTE,
+    MIN_EXAMPLES,
+    PAIRS_PER_EXAMPLE,
+    choose_thresholds,
+    fit_router,
+    labels,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,14 +165,12 @@ def test_labels_have_a_column_for_each_expert_and_one_for_none() -> None:
 
 def thresholds(**probabilities_by_kind: list[float]) -> Thresholds:
     """Of one expert, from the probabilities that questions got; kinds that begin with ``needed`` need it."""
-    asked = [(kind, p) for kind, probabilities in probabilities_by_kind.items() for p in probabilities]
+    asked = [(kind, p) for kind, probabilities in probabilities_by_kind.items() for p in probabilities * FEWEST_TO_VOTE]
     examples = [
         LabelledQuestion("", frozenset({"sleep"} if kind.startswith("needed") else ()), kind) for kind, _ in asked
     ]
-    p = np.array([probability for _, probability in asked])
-    features = np.log(p / (1 - p)).astype(np.float32)[:, None]
-    head = LinearHead(np.array([[1.0], [-1.0]], dtype=np.float32), np.zeros(2, dtype=np.float32))
-    return choose_thresholds(head, features, examples, ["sleep"])
+    p = np.array([[probability, 1 - probability] for _, probability in asked], dtype=np.float32)
+    return choose_thresholds(p, examples, ["sleep"])
 
 
 def test_the_threshold_lies_in_the_middle_of_what_separates() -> None:
@@ -185,6 +190,16 @@ def test_a_rare_kind_of_question_weighs_as_much_as_a_common_one() -> None:
 def test_kinds_that_need_the_same_experts_still_count_one_by_one() -> None:
     """Hard negatives are as important as all other questions that need nobody, however few they are."""
     assert thresholds(needed=[0.3] * 10 + [0.9] * 90, other=[0.1] * 100, hard=[0.5]).accept > 0.5
+
+
+def test_a_kind_with_very_few_questions_has_no_say() -> None:
+    kinds = {"needed": (0.7, True), "other": (0.3, False)}
+    asked = [
+        (p, LabelledQuestion("", frozenset({"sleep"} if needed else ()), kind)) for kind, (p, needed) in kinds.items()
+    ]
+    asked = asked * FEWEST_TO_VOTE + [(0.25, LabelledQuestion("", frozenset({"sleep"}), "rare"))] * (FEWEST_TO_VOTE - 1)
+    p = np.array([[probability, 1 - probability] for probability, _ in asked], dtype=np.float32)
+    assert choose_thresholds(p, [question for _, question in asked], ["sleep"]).accept == pytest.approx(0.5, abs=0.05)
 
 
 def test_between_two_equally_good_thresholds_a_worse_one_is_not_taken() -> None:
@@ -212,9 +227,16 @@ def test_a_saved_router_loads_again_and_scores_the_same(artifact: RouterArtifact
 
 def test_it_is_plain_arrays_and_a_manifest(artifact: RouterArtifact, tmp_path: Path) -> None:
     artifact.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {HEAD_FILE, "manifest.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {HEAD_FILE, WORDS_FILE, "manifest.json"}
+    words = len((tmp_path / WORDS_FILE).read_text("utf-8").split("\n"))
     with np.load(tmp_path / HEAD_FILE, allow_pickle=False) as arrays:
-        assert {name: arrays[name].shape for name in arrays} == {"weights_LD": (3, D), "bias_L": (3,)}
+        assert {name: arrays[name].shape for name in arrays} == {
+            "weights_LD": (3, D),
+            "bias_L": (3,),
+            "calibration_LF": (3, 4),
+            "evidence_EV": (2, words),
+            "prior_E": (2,),
+        }
 
 
 @pytest.mark.parametrize("where", [0.0, 0.25, 0.5, 0.75, 1.0])
@@ -227,7 +249,7 @@ def test_an_altered_byte_is_refused(artifact: RouterArtifact, tmp_path: Path, wh
         RouterArtifact.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", [HEAD_FILE, "manifest.json"])
+@pytest.mark.parametrize("name", [HEAD_FILE, WORDS_FILE, "manifest.json"])
 def test_a_missing_file_is_refused(artifact: RouterArtifact, tmp_path: Path, name: str) -> None:
     artifact.save(tmp_path)
     (tmp_path / name).unlink()
@@ -236,6 +258,6 @@ def test_a_missing_file_is_refused(artifact: RouterArtifact, tmp_path: Path, nam
 
 
 def test_a_head_for_another_number_of_experts_is_refused(artifact: RouterArtifact, tmp_path: Path) -> None:
-    RouterArtifact(artifact.head, ("cars",), artifact.thresholds, artifact.encoder_sha256, {}).save(tmp_path)
-    with pytest.raises(ConfigError, match="3 rows for 1 experts and none"):
+    replace(artifact, experts=("cars",)).save(tmp_path)
+    with pytest.raises(ConfigError, match="do not fit 1 experts"):
         RouterArtifact.load(tmp_path)

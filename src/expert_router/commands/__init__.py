@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -48,15 +49,17 @@ def run(argv: Sequence[str] | None = None) -> int:
     verb_parser.add_argument("--config", "--profile", metavar="NAME|FILE", default=known.config, help="see above")
     module.add_arguments(verb_parser)
     try:
-        return int(module.main(verb_parser.parse_args(rest)))
+        status = int(module.main(verb_parser.parse_args(rest)))
+        sys.stdout.flush()  # here, where a reader that left is no error, not when Python exits
     except ExpertRouterError as error:
         print(f"expert-router: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `expert-router route ... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return status
 
 
 def main() -> None:

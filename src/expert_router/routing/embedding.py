@@ -1,7 +1,7 @@
-"""The default router: a sentence encoder and a calibrated linear head, read from one artifact folder.
+"""The default router: a sentence encoder with a linear head, and what the words say, calibrated together.
 
-The artifact is plain arrays (``head.npz``, no pickle) and a manifest with the labels, the thresholds and the encoder
-they were fitted on; an encoder with other bytes is refused.
+The artifact is plain arrays (``head.npz``, no pickle), the words they stand for (``words.txt``) and a manifest with the
+labels, the thresholds and the encoder they were fitted on; an encoder with other bytes is refused.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import numpy as np
 
 from expert_router.artifacts import read_artifact, write_artifact
 from expert_router.errors import ConfigError
-from expert_router.routing.head import LinearHead
+from expert_router.routing.evidence import WordEvidence
+from expert_router.routing.head import Calibration, LinearHead
 from expert_router.types import Scores, Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from expert_router.routing.encoder import SentenceEncoder
 
 HEAD_FILE = "head.npz"
+WORDS_FILE = "words.txt"
 FOLLOW_UP_WORDS = 8
 """A turn with at most this many words may lean on the turn before it."""
 
@@ -33,6 +37,8 @@ class RouterArtifact:
     """``experts`` names the head's rows; its last row is none-of-them. ``encoder_sha256`` pins the encoder's file."""
 
     head: LinearHead
+    evidence: WordEvidence
+    calibration: Calibration
     experts: tuple[str, ...]
     thresholds: Thresholds
     encoder_sha256: str
@@ -40,14 +46,22 @@ class RouterArtifact:
 
     def save(self, folder: Path) -> None:
         arrays = io.BytesIO()
-        np.savez(arrays, weights_LD=self.head.weights_LD, bias_L=self.head.bias_L)
+        np.savez(
+            arrays,
+            weights_LD=self.head.weights_LD,
+            bias_L=self.head.bias_L,
+            calibration_LF=self.calibration.weights_LF,
+            evidence_EV=self.evidence.weights_EV,
+            prior_E=self.evidence.prior_E,
+        )
+        words = "\n".join(self.evidence.vocabulary).encode()
         about = {
             **self.about,
             "experts": list(self.experts),
             "thresholds": asdict(self.thresholds),
             "encoder_sha256": self.encoder_sha256,
         }
-        write_artifact(folder, {HEAD_FILE: arrays.getvalue()}, about)
+        write_artifact(folder, {HEAD_FILE: arrays.getvalue(), WORDS_FILE: words}, about)
 
     @classmethod
     def load(cls, folder: Path) -> RouterArtifact:
@@ -56,15 +70,22 @@ class RouterArtifact:
         try:
             with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
                 head = LinearHead(arrays["weights_LD"], arrays["bias_L"])
+                calibration = Calibration(arrays["calibration_LF"])
+                weights_EV, prior_E = arrays["evidence_EV"], arrays["prior_E"]
+            words = tuple((folder / WORDS_FILE).read_text("utf-8").split("\n"))
+            evidence = WordEvidence(words, weights_EV, prior_E)
             experts = tuple(manifest["experts"])
-            artifact = cls(head, experts, Thresholds(**manifest["thresholds"]), manifest["encoder_sha256"], manifest)
+            thresholds = Thresholds(**manifest["thresholds"])
+            artifact = cls(head, evidence, calibration, experts, thresholds, manifest["encoder_sha256"], manifest)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ConfigError(
                 f"{folder} is not a router artifact ({error}). Run: expert-router train router"
             ) from error
-        if head.weights_LD.shape[0] != len(experts) + 1 or head.bias_L.shape != (len(experts) + 1,):
+        labels = len(experts) + 1
+        shapes = (head.weights_LD.shape[0], head.bias_L.shape, calibration.weights_LF.shape[0], weights_EV.shape)
+        if shapes != (labels, (labels,), labels, (len(experts), len(words))):
             raise ConfigError(
-                f"{folder}: the head has {head.weights_LD.shape[0]} rows for {len(experts)} experts and none."
+                f"{folder}: its arrays {shapes} do not fit {len(experts)} experts and {len(words)} words."
             )
         return artifact
 
@@ -76,7 +97,7 @@ class EmbeddingRouter:
         self.experts = artifact.experts
         self.thresholds = artifact.thresholds
         self._encoder = encoder
-        self._head = artifact.head
+        self._artifact = artifact
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
         """Score the question; a short one that no expert claims is read together with the turn before it."""
@@ -89,7 +110,15 @@ class EmbeddingRouter:
         """Nothing is held beyond memory."""
 
     def _probabilities(self, text: str) -> list[float]:
-        return [float(p) for p in self._head.probabilities(self._encoder.encode(text)[None, :])[0]]
+        logits_1L = self._artifact.head.logits(self._encoder.encode(text)[None, :])
+        evidence_1LX = label_evidence(self._artifact.evidence, text)[None, :]
+        return [float(p) for p in self._artifact.calibration.probabilities(logits_1L, evidence_1LX)[0]]
 
     def _scores(self, probabilities: list[float]) -> Scores:
         return Scores(dict(zip(self.experts, probabilities, strict=False)), probabilities[-1])
+
+
+def label_evidence(evidence: WordEvidence, text: str) -> NDArray[np.float32]:
+    """Shape (L, 2): each expert's evidence, then for none-of-them the strongest of them."""
+    features_EX = evidence.features(text)
+    return np.concatenate([features_EX, features_EX.max(axis=0, keepdims=True)])

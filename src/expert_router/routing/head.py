@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+CALIBRATION_L2 = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
@@ -24,17 +26,29 @@ class LinearHead:
     weights_LD: NDArray[np.float32]
     bias_L: NDArray[np.float32]
 
-    def probabilities(self, features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Shape (N, L), each in [0, 1], independent of each other."""
-        logits_NL = features_ND @ self.weights_LD.T + self.bias_L
-        return np.asarray(_sigmoid(logits_NL), dtype=np.float32)
+    def logits(self, features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (N, L)."""
+        return np.asarray(features_ND @ self.weights_LD.T + self.bias_L, dtype=np.float32)
 
-    def rescaled(self, scale_L: Floats, shift_L: Floats) -> LinearHead:
-        """The head with each label's logit z replaced by scale * z + shift."""
-        return LinearHead(
-            (self.weights_LD * scale_L[:, None]).astype(np.float32),
-            (self.bias_L * scale_L + shift_L).astype(np.float32),
-        )
+    def probabilities(self, features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (N, L), each in [0, 1], independent of each other, as they are before calibration."""
+        return np.asarray(_sigmoid(self.logits(features_ND)), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Logits to probabilities that mean what they say: Platt scaling (Platt 1999), with further features beside.
+
+    ``weights_LF``: one row per label: the logit's scale, a weight per further feature, the shift.
+    """
+
+    weights_LF: NDArray[np.float32]
+
+    def probabilities(self, logits_NL: NDArray[np.float32], features_NLX: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (N, L); ``features_NLX`` has X further features for each label, perhaps none."""
+        inputs_NLF = np.concatenate([logits_NL[..., None], features_NLX], axis=2)
+        scaled_NL = (inputs_NLF * self.weights_LF[:, :-1]).sum(axis=2) + self.weights_LF[:, -1]
+        return np.asarray(_sigmoid(scaled_NL), dtype=np.float32)
 
 
 def fit_head(features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_], l2: float) -> LinearHead:
@@ -48,14 +62,16 @@ def fit_head(features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_], l2:
     )
 
 
-def fit_platt(head: LinearHead, features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_]) -> LinearHead:
-    """Calibrate on examples the head has not seen: Platt scaling (Platt 1999) of each label's logit, folded in."""
-    logits_NL = (features_ND @ head.weights_LD.T + head.bias_L).astype(np.float64)
+def fit_calibration(
+    logits_NL: NDArray[np.float32], features_NLX: NDArray[np.float32], labels_NL: NDArray[np.bool_]
+) -> Calibration:
+    """Fit on examples that the head has not seen."""
+    inputs_NLF = np.concatenate([logits_NL[..., None], features_NLX], axis=2).astype(np.float64)
     fits = [
-        _fit_logistic(logits_NL[:, k : k + 1], labels_NL[:, k].astype(np.float64), l2=1e-3)
+        _fit_logistic(inputs_NLF[:, k], labels_NL[:, k].astype(np.float64), l2=CALIBRATION_L2)
         for k in range(labels_NL.shape[1])
     ]
-    return head.rescaled(np.array([w[0] for w in fits]), np.array([w[1] for w in fits]))
+    return Calibration(np.array(fits, dtype=np.float32))
 
 
 def _fit_logistic(x_ND: Floats, y_N: Floats, l2: float, max_steps: int = 30, tolerance: float = 1e-6) -> Floats:

@@ -5,14 +5,16 @@ Training questions fit the weights; calibration questions, never seen by them, s
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from expert_router.errors import DataError
-from expert_router.routing.embedding import RouterArtifact
-from expert_router.routing.head import fit_head, fit_platt
+from expert_router.routing.embedding import RouterArtifact, label_evidence
+from expert_router.routing.evidence import fit_evidence
+from expert_router.routing.head import fit_calibration, fit_head
 from expert_router.training.augment import joined_pairs
 from expert_router.types import Thresholds
 
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
 
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.routing.encoder import SentenceEncoder
-    from expert_router.routing.head import LinearHead
 
 L2 = 1.0
 MIN_EXAMPLES = 8
 PAIRS_PER_EXAMPLE = 0.08
 """Questions that need two experts are rare in data and are made by joining two questions."""
 
+CALIBRATION_PAIRS = 0.25
+"""More of them here, so that the few real questions on several topics do not set the scale alone."""
+FEWEST_TO_VOTE = 30
+SMOOTHING = 3
+"""Grid steps to either side: accuracy over a few hundred questions moves in steps that mean nothing."""
 CLARIFY_SHARE = 0.6
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
@@ -50,16 +56,23 @@ def fit_router(
             raise DataError(
                 f"The expert {expert!r} has {count} training questions; at least {MIN_EXAMPLES} are needed."
             )
-    pairs = joined_pairs(train, round(len(train) * PAIRS_PER_EXAMPLE), seed)
-    fitting = [*train, *pairs]
-    held_out = [*calibration, *joined_pairs(calibration, round(len(calibration) * PAIRS_PER_EXAMPLE), seed + 1)]
-    features = _encode([*fitting, *held_out], encoder, progress=progress)
-    head = fit_head(features[: len(fitting)], labels(fitting, experts), L2)
-    head = fit_platt(head, features[len(fitting) :], labels(held_out, experts))
-    real = features[len(fitting) : len(fitting) + len(calibration)]
-    thresholds = choose_thresholds(head, real, calibration, experts)
-    about = {"l2": L2, "seed": seed, "train": len(train), "calibration": len(calibration), "joined_pairs": len(pairs)}
-    return RouterArtifact(head, tuple(experts), thresholds, encoder.sha256, about)
+    fitting = [*train, *joined_pairs(train, round(len(train) * PAIRS_PER_EXAMPLE), seed)]
+    held_out = [*calibration, *joined_pairs(calibration, round(len(calibration) * CALIBRATION_PAIRS), seed + 1)]
+    evidence = fit_evidence([(example.query, example.experts) for example in train], experts)
+    vectors = _encode([*fitting, *held_out], encoder, progress=progress)
+    head = fit_head(vectors[: len(fitting)], labels(fitting, experts), L2)
+    logits_NL = head.logits(vectors[len(fitting) :])
+    evidence_NLX = np.stack([label_evidence(evidence, example.query) for example in held_out])
+    calibrated = fit_calibration(logits_NL, evidence_NLX, labels(held_out, experts))
+    thresholds = choose_thresholds(calibrated.probabilities(logits_NL, evidence_NLX), held_out, experts)
+    about = {
+        "l2": L2,
+        "seed": seed,
+        "train": len(train),
+        "calibration": len(calibration),
+        "joined_pairs": len(fitting) - len(train),
+    }
+    return RouterArtifact(head, evidence, calibrated, tuple(experts), thresholds, encoder.sha256, about)
 
 
 def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDArray[np.bool_]:
@@ -70,19 +83,25 @@ def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDAr
 
 
 def choose_thresholds(
-    head: LinearHead, features_ND: NDArray[np.float32], questions: Sequence[LabelledQuestion], experts: Sequence[str]
+    probabilities_NL: NDArray[np.float32], questions: Sequence[LabelledQuestion], experts: Sequence[str]
 ) -> Thresholds:
-    """The accept threshold that gets most questions exactly right, every kind of question weighing the same."""
-    probabilities_NE = head.probabilities(features_ND)[:, :-1]
+    """The accept threshold that gets most questions exactly right, every kind of question weighing the same.
+
+    The accuracies are averaged over neighbouring thresholds first; kinds with very few questions do not count.
+    """
+    probabilities_NE = probabilities_NL[:, :-1]
     needed_NE = labels(questions, experts)[:, :-1]
     kinds = np.array([question.kind for question in questions])
+    counts = Counter(kinds.tolist())
+    voting = [kind for kind, count in sorted(counts.items()) if count >= min(FEWEST_TO_VOTE, max(counts.values()))]
 
     def mean_accuracy(threshold: float) -> float:
         right = ((probabilities_NE >= threshold) == needed_NE).all(axis=1)
-        return float(np.mean([right[kinds == kind].mean() for kind in sorted(set(kinds))]))
+        return float(np.mean([right[kinds == kind].mean() for kind in voting]))
 
     accuracies = np.array([mean_accuracy(float(threshold)) for threshold in _GRID])
-    best = np.flatnonzero(accuracies >= accuracies.max() - 1e-9)
+    smooth = np.convolve(np.pad(accuracies, SMOOTHING, mode="edge"), np.ones(2 * SMOOTHING + 1), "valid")
+    best = np.flatnonzero(smooth >= smooth.max() - 1e-9)
     plateaus = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)  # between two of them it is worse
     accept = float(np.median(_GRID[max(plateaus, key=len)]))
     return Thresholds(accept=round(accept, 3), clarify=round(accept * CLARIFY_SHARE, 3))
