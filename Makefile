@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROFILE ?= default
+PROFILE ?=
+CONFIG := $(if $(PROFILE),--config $(PROFILE))
 Q ?= What is REM sleep?
+override Q := $(value Q)
+export Q
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo ask chat test test-slow test-zero-shot check data train-router bench lock clean
@@ -12,18 +15,18 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: $(VENV)/.serve  ## set up and start the API and the chat page on http://127.0.0.1:8000
-	$(BIN)/expert-router --config $(PROFILE) serve
+	$(BIN)/expert-router $(CONFIG) serve
 
 demo: $(VENV)/.serve  ## the whole pipeline in seconds on the echo engine, without any weights
-	$(BIN)/expert-router --config echo route "$(Q)"
-	$(BIN)/expert-router --config echo ask "$(Q)"
-	$(BIN)/expert-router --config echo ask "Who founded Ferrari, and how many hours should a baby sleep?"
+	$(BIN)/expert-router --config echo route "$$Q"
+	$(BIN)/expert-router --config echo ask "$$Q"
+	$(BIN)/expert-router --config echo ask "Who founded Ferrari? And what happens in the brain in REM sleep?"
 
 ask: $(VENV)/.serve  ## ask one question: make ask Q="What is REM sleep?"
-	@$(BIN)/expert-router --config $(PROFILE) ask "$(Q)"
+	@$(BIN)/expert-router $(CONFIG) ask "$$Q"
 
 chat: $(VENV)/.serve  ## talk in the terminal
-	@$(BIN)/expert-router --config $(PROFILE) chat
+	@$(BIN)/expert-router $(CONFIG) chat
 
 test: $(VENV)/.dev  ## set up and run the default tests
 	$(BIN)/pytest -q
@@ -64,7 +67,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: requirements-ui.txt pyproject.toml | $(VENV)/bin/python
-	@echo "Installing into $(VENV) ..."
+	@echo "Installing into $(VENV): about 650 MB, a few minutes the first time ..."
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-ui.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -44,7 +44,7 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     keep_alive_s: float = Field(default=15.0, gt=0)

@@ -46,7 +46,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     module = importlib.import_module(f"expert_router.commands.{known.command.replace('-', '_')}")
     verb_parser = argparse.ArgumentParser(prog=f"expert-router {known.command}", description=module.HELP)
-    verb_parser.add_argument("--config", "--profile", metavar="NAME|FILE", default=known.config, help="see above")
+    verb_parser.add_argument(
+        "--config", "--profile", metavar="NAME|FILE", default=known.config, help="a profile of configs/ or a TOML file"
+    )
     module.add_arguments(verb_parser)
     try:
         status = int(module.main(verb_parser.parse_args(rest)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,40 @@ def run_batch(source: str, target: str, answer: Callable[[dict[str, Any]], dict[
 
     Returns 0, or 1 when some lines came back with an error. Raises ``DataError`` when a file cannot be used.
     """
+    if target not in {"-", ""} and source != "-" and Path(source).resolve() == Path(target).resolve():
+        raise DataError(f"{target} is the input: name another file for the output.")
     lines = _read_lines(source)
-    failed = 0
-    with _open_target(target) as output, ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda line: _answer_line(line, answer), lines)
-        for result in tqdm(results, total=len(lines), unit="question", disable=None):
-            failed += "error" in result
-            output.write(json.dumps(result, ensure_ascii=False) + "\n")
-            output.flush()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with _open_target(target) as output:
+            results = [pool.submit(_answer_line, line, answer) for line in lines]
+            return _write_in_order(results, output)
+    finally:  # running answers end with the system that gives them; nobody waits for them here
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write_in_order(results: list[Future[dict[str, Any]]], output: TextIO) -> int:
+    """Write each result as soon as those before it are there; when interrupted, also the finished ones behind it."""
+    failed = written = 0
+
+    def write(result: dict[str, Any]) -> None:
+        nonlocal failed, written
+        failed += "error" in result
+        written += 1
+        output.write(json.dumps(result, ensure_ascii=False) + "\n")
+        output.flush()
+
+    try:
+        for result in tqdm(results, unit="question", disable=None):
+            write(result.result())
+    except KeyboardInterrupt:
+        for result in results[written:]:
+            if result.done():
+                write(result.result())
+        print(f"Stopped after {written} of {len(results)} lines.", file=sys.stderr)
+        raise
     if failed:
-        print(f"{failed} of {len(lines)} lines came back with an error.", file=sys.stderr)
+        print(f"{failed} of {len(results)} lines came back with an error.", file=sys.stderr)
     return int(failed > 0)
 
 
@@ -68,7 +92,7 @@ def _answer_line(line: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) 
         return {"line": line, "error": f"not JSON: {error}"}
     query = item.get("query") if isinstance(item, dict) else None
     if not isinstance(query, str) or not query.strip():
-        return {"line": line, "error": 'not an object with a "query" that is text'}
+        return {"line": line, "error": 'not an object with a "query" that is text and not empty'}
     item.pop("error", None)  # of an earlier try
     history = item.get("history", [])
     if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):

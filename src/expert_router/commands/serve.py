@@ -78,7 +78,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"Cannot listen on {host}:{port} ({why}). Choose another: --port 8001") from error
+        advice = " Choose another port: --port 8001, or EXPERT_ROUTER_SERVER__PORT=8001."
+        raise ConfigError(f"Cannot listen on {host}:{port} ({why}).{advice}") from error
     return listener
 
 

@@ -143,11 +143,13 @@ def _find_sources(
     sources: list[_Source] = []
     notes: list[str] = []
     for name, expert in experts.items():
-        path = questions.get(name) or (raw / expert.questions.name if raw and expert.questions else expert.questions)
+        named = questions.get(name)
+        path = named or (raw / expert.questions.name if raw and expert.questions else expert.questions)
         if path is None:
             notes.append(f"the expert {name!r} has no questions: its manifest names no file")
             continue
-        if (found := _existing(path)) is None:
+        found = _existing(path, other_formats=named is None)
+        if found is None:
             raise DataError(
                 f"{_label(path, home)}: there is no such file. It should hold the questions of the expert {name!r}: "
                 f"put it there, or name another with --questions {name}=FILE."
@@ -162,9 +164,9 @@ def _find_sources(
     return sources, notes
 
 
-def _existing(path: Path) -> Path | None:
-    """The file itself or, where there is none, the one that differs only in its format."""
-    candidates = [path, *(path.with_suffix(suffix) for suffix in FORMATS)]
+def _existing(path: Path, *, other_formats: bool = True) -> Path | None:
+    """The file itself or, where there is none and it was not named outright, one that differs only in its format."""
+    candidates = [path, *(path.with_suffix(suffix) for suffix in FORMATS if other_formats)]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 

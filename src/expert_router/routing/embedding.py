@@ -7,6 +7,7 @@ labels, the thresholds and the encoder they were fitted on; an encoder with othe
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
 FOLLOW_UP_WORDS = 8
-"""A turn with at most this many words may lean on the turn before it."""
+"""A turn with more words than this stands on its own."""
+LEANS_BACK = re.compile(
+    r"^(and|but|or|so|also|then|what about|how about|why( not)?\W*$|tell me more|go on|more\b)"
+    r"|\b(it|its|they|them|their|this|that|these|those|he|she|him|his|her)\b",
+    re.IGNORECASE,
+)
+"""Words that make sense only after another turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +107,10 @@ class EmbeddingRouter:
         self._artifact = artifact
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
-        """Score the question; a short one that no expert claims is read together with the turn before it."""
+        """Score the question; a short one that leans on the turn before it, and no expert claims, is read with it."""
         alone = self._probabilities(query)
-        if history and alone[-1] > self.thresholds.accept and len(query.split()) <= FOLLOW_UP_WORDS:
+        leans = len(query.split()) <= FOLLOW_UP_WORDS and LEANS_BACK.search(query.strip()) is not None
+        if history and leans and max(alone[:-1]) < self.thresholds.accept:
             return self._scores(self._probabilities(f"{history[-1]} {query}"))
         return self._scores(alone)
 
