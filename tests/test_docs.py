@@ -256,7 +256,9 @@ def _shell_lines() -> list[str]:
 def documented_commands() -> list[str]:
     """What follows ``expert-router`` wherever it is written, ``bench engine`` alone included."""
     written = [*_shell_lines(), *(span for text in DOCS.values() for span in spans(text))]
-    written += [line.strip().lstrip("@") for line in MAKEFILE.replace("$(BIN)/", "").replace("$(CONFIG) ", "").splitlines()]
+    written += [
+        line.strip().lstrip("@") for line in MAKEFILE.replace("$(BIN)/", "").replace("$(CONFIG) ", "").splitlines()
+    ]
     after = [line.removeprefix("expert-router ") for line in written if line.startswith("expert-router ")]
     alone = [span for span in written if re.match(rf"({'|'.join(commands.VERBS)}) ", span)]
     return sorted({*after, *alone})
