@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """``warm_up_error`` is filled in when the engine could not be made ready; health then says why."""
+    """``max_tokens`` is for requests that name no limit; ``keep_alive_s`` is the longest silence in a stream."""
 
     max_tokens: int
     keep_alive_s: float

@@ -8,7 +8,6 @@ import sys
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from expert_router.errors import InvalidRequestError
 from expert_router.types import AUTO, Routed
 
 if TYPE_CHECKING:
@@ -34,14 +33,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     import expert_router
-    from expert_router.commands.batch import run_batch
+    from expert_router.commands.batch import question_in, run_batch
     from expert_router.serving.objects import answer_object
 
-    query = " ".join(args.question).strip()
-    if not query and not args.input:
-        raise InvalidRequestError(
-            'Give a question, or --input FILE. For example: expert-router ask "What is REM sleep?"'
-        )
+    query = question_in(args, "ask")
     options: dict[str, Any] = {"model": args.model, "max_tokens": args.max_tokens, "temperature": args.temperature}
     with expert_router.open(args.config) as system:
 

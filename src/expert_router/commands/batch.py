@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from expert_router.errors import DataError, ExpertRouterError
+from expert_router.errors import DataError, ExpertRouterError, InvalidRequestError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import TextIO
+
+
+def question_in(args: Namespace, verb: str) -> str:
+    """The question on the command line, empty when a file is given. Raises ``InvalidRequestError`` without either."""
+    query = " ".join(args.question).strip()
+    if not query and not args.input:
+        example = f'expert-router {verb} "What is REM sleep?"'
+        raise InvalidRequestError(f"Give a question, or --input FILE. For example: {example}")
+    return query
 
 
 def run_batch(source: str, target: str, answer: Callable[[dict[str, Any]], dict[str, Any]], workers: int) -> int:

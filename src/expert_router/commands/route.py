@@ -6,10 +6,9 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from expert_router.errors import InvalidRequestError
-
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Sequence
 
     from expert_router.facade import ExpertRouter
     from expert_router.types import Decision
@@ -31,30 +30,35 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     import expert_router
-    from expert_router.commands.batch import run_batch
+    from expert_router.commands.batch import question_in, run_batch
 
-    query = " ".join(args.question).strip()
-    if not query and not args.input:
-        raise InvalidRequestError(
-            'Give a question, or --input FILE. For example: expert-router route "What is REM sleep?"'
-        )
+    query = question_in(args, "route")
     with expert_router.open(args.config, router=args.router) as system:
+
+        def answer(item: dict[str, Any]) -> dict[str, Any]:
+            return _result(*_timed(system, item["query"], item.get("history", [])))
+
         if args.input:
-            return run_batch(args.input, args.output, lambda item: _routed(system, item), workers=1)
-        result = _routed(system, {"query": query, "history": args.history})
+            return run_batch(args.input, args.output, answer, workers=1)
+        decision, latency_ms = _timed(system, query, args.history)
         if args.json:
-            print(json.dumps({"query": query, **result}, ensure_ascii=False))
+            print(json.dumps({"query": query, **_result(decision, latency_ms)}, ensure_ascii=False))
         else:
-            _show(system.route(query, args.history), result["latency_ms"])
+            _show(decision, latency_ms)
     return 0
 
 
-def _routed(system: ExpertRouter, item: dict[str, Any]) -> dict[str, Any]:
+def _timed(system: ExpertRouter, query: str, history: Sequence[str]) -> tuple[Decision, float]:
+    """The decision and the milliseconds it took."""
+    started = time.perf_counter()
+    decision = system.route(query, history)
+    return decision, (time.perf_counter() - started) * 1000
+
+
+def _result(decision: Decision, latency_ms: float) -> dict[str, Any]:
     from expert_router.serving.objects import decision_object
 
-    started = time.perf_counter()
-    decision = system.route(item["query"], item.get("history", []))
-    return {"decision": decision_object(decision), "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+    return {"decision": decision_object(decision), "latency_ms": round(latency_ms, 3)}
 
 
 def _show(decision: Decision, latency_ms: float) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from expert_router.engines.slots import SlotCounters
 from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
@@ -31,13 +32,9 @@ class TokenBatch:
 
 
 @dataclass(slots=True)
-class Counters:
-    """Changed by the batcher's thread only. ``running`` is the number of slots held now."""
+class Counters(SlotCounters):
+    """Changed by the batcher's thread only."""
 
-    running: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
     generated_tokens: int = 0
 
 
