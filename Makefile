@@ -57,7 +57,7 @@ bench: $(VENV)/.serve  ## the tables of docs/benchmarks.md
 lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui -c requirements.txt pyproject.toml -o requirements-ui.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui --extra parquet --group dev -c requirements-ui.txt pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui --extra parquet --extra pdf --group dev -c requirements-ui.txt pyproject.toml -o requirements-dev.txt
 
 clean:  ## remove the environment and caches of this checkout (weights stay in the user's cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import threading
 import time
+import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
+import numpy as np
 import uvicorn
 
 from expert_router.api.app import create_app
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.dispatcher import Dispatcher
+from expert_router.serving.dispatcher import Dispatcher, Library
 from expert_router.settings import ServerSettings, ServingSettings, Settings
-from expert_router.types import Expert, Scores, Thresholds
+from expert_router.types import Expert, Found, Passage, Scores, Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from expert_router.ports import Engine, Router
+    from numpy.typing import NDArray
+
+    from expert_router.ports import Engine, Knowledge, Router
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,19 +99,76 @@ class FixedRouter:
         self.closed = True
 
 
+class WordEncoder:
+    """A sentence is the sum of its words' directions: texts that share no words are far apart.
+
+    ``synonyms`` gives words the direction of another word. It keeps what it was asked to encode all at once.
+    """
+
+    width = 128
+    sha256 = "e" * 64
+
+    def __init__(self, synonyms: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.read: list[str] = []
+        self._synonyms = synonyms
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        total = sum(map(self._word, re.findall(r"\w+", text.lower())), np.zeros(self.width))
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), dtype=np.float32)
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        self.read += texts
+        return map(self.encode, texts)
+
+    def _word(self, word: str) -> NDArray[np.float64]:
+        seed = zlib.crc32(self._synonyms.get(word, word).encode())
+        return np.random.default_rng(seed).normal(size=self.width)
+
+
+def passage(title: str, file: str, text: str) -> Passage:
+    return Passage(f"{file}#1", title, text, file)
+
+
+STAGES = passage("REM sleep: what happens", "sleep-stages.md", "The eyes dart about under closed lids.")
+NAPS = passage("Naps", "habits/naps.md", "A nap of twenty minutes helps for hours.")
+BENZ = passage("Carl Benz", "early-cars.md", "Carl Benz patented his three-wheeler in January 1886.")
+
+
+@dataclass
+class FixedKnowledge:
+    """Finds an expert's passages in the order given whatever the question, and keeps what it was asked."""
+
+    passages: Mapping[str, Sequence[Passage]]
+    asked: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+
+    def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
+        self.asked.append((expert, question, tuple(history)))
+        found = self.passages.get(expert, ())[:limit]
+        return [Found(passage, round(1.2 - place / 10, 1)) for place, passage in enumerate(found)]
+
+
 def build(
     engine: Engine,
     router: Router | None = None,
     *,
+    experts: Mapping[str, Expert] = EXPERTS,
+    knowledge: Knowledge | None = None,
     on_general: Literal["answer", "refuse"] = "answer",
     max_running: int = 8,
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
 ) -> Dispatcher:
-    """A dispatcher over the two experts; the lexical router unless another is given."""
+    """A dispatcher over the two experts, or ``experts``; the lexical router unless another is given.
+
+    With ``knowledge`` they read up to three passages.
+    """
     router = router or lexical_router()
     policy = Policy(router.thresholds, TITLES, on_general)
-    return Dispatcher(EXPERTS, router, policy, engine, Admission(max_running, max_queue, queue_timeout_s))
+    admission = Admission(max_running, max_queue, queue_timeout_s)
+    if knowledge is None:
+        return Dispatcher(experts, router, policy, engine, admission)
+    readers = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
+    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3))
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

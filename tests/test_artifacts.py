@@ -5,11 +5,13 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from expert_router.artifacts import (
+    install_adapter,
     load_expert,
     load_experts,
     read_artifact,
@@ -150,7 +152,7 @@ def write_manifest(home: Path, text: str, *, folder: str = "birds") -> Path:
 def test_the_shortest_manifest_is_enough(tmp_path: Path) -> None:
     expert = load_expert(write_manifest(tmp_path, MANIFEST), tmp_path)
     assert (expert.name, expert.title, expert.instructions) == ("birds", "Birds", "Be brief.")
-    assert (expert.examples, expert.base_model, expert.adapter, expert.questions) == ((), None, None, None)
+    assert (expert.examples, expert.base_model, expert.adapters, expert.questions) == ((), None, {}, None)
     assert expert.split_name == "birds"
 
 
@@ -161,25 +163,34 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
     [data]
     questions = "data/raw/birds.csv"
     split_name = "bird"
-    [adapter]
-    path = "adapter.gguf"
-    sha256 = "ab12"
+    [adapters]
+    "smollm2-135m-instruct" = { path = "adapters/smollm2-135m-instruct", sha256 = "ab12" }
+    "org/larger" = { path = "adapters/org--larger", sha256 = "cd34" }
     """
     path = write_manifest(tmp_path, MANIFEST + extra)
     expert = load_expert(path, tmp_path)
     assert expert.questions == tmp_path / "data/raw/birds.csv"
-    assert expert.adapter == Adapter(path.parent / "adapter.gguf", "ab12")
+    assert expert.adapters == {
+        "smollm2-135m-instruct": Adapter(path.parent / "adapters/smollm2-135m-instruct", "ab12"),
+        "org/larger": Adapter(path.parent / "adapters/org--larger", "cd34"),
+    }
     assert (expert.examples, expert.split_name) == (("Why do birds sing?",), "bird")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MANIFEST + "colour = 'red'", "unknown keys ['colour']; known: ['adapter', "),
+        (MANIFEST + "colour = 'red'", "unknown keys ['colour']; known: ['adapters', "),
+        (MANIFEST + "[adapter]\npath = 'x'", "unknown keys ['adapter']"),
         (MANIFEST + "[data]\nquesions = 'x.csv'", "data must be a table with no other keys than"),
         (MANIFEST + "data = 'x.csv'", "data must be a table"),
-        (MANIFEST + "adapter = 'x.gguf'", "adapter must be a table"),
-        (MANIFEST + "[adapter]\npath = 'x.gguf'", "'sha256'"),
+        (MANIFEST + "adapters = 'x'", "adapters must be a table"),
+        (MANIFEST + "adapters = ['x']", "adapters must be a table"),
+        (MANIFEST + "[adapters]\nbase = 'x'", "the adapter for 'base' must have a path and a sha256"),
+        (MANIFEST + "[adapters]\nbase = {path = 'x'}", "the adapter for 'base' must have a path and a sha256"),
+        (MANIFEST + "[adapters]\nbase = {path = 'x', sha256 = 5}", "the adapter for 'base' must have a path"),
+        (MANIFEST + "[adapters]\nbase = {path = 'x', sha256 = '5', rank = 4}", "and nothing else"),
+        (MANIFEST + "[adapters]\nbase = {path = 'x', sha256 = '5', rank = '4'}", "and nothing else"),
         (MANIFEST + "examples = 'Why?'", "examples is not a list"),
         (MANIFEST.replace('"Birds"', "5"), "title is missing or is not text"),
         (MANIFEST.replace('title = "Birds"', ""), "title is missing or is not text"),
@@ -213,6 +224,138 @@ def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(MANIFEST.replace("Birds", "Vögel").encode("latin-1"))
     with pytest.raises(ConfigError, match="is not an expert manifest: 'utf-8' codec"):
         load_expert(path, tmp_path)
+
+
+# Installing an adapter
+
+COMMENTED = """# The birds' expert.
+name = "birds"   # lower case
+title = "Birds"
+description = "All about birds."
+instructions = '''
+Be brief.
+
+[data] is not a table here.
+'''
+
+[data]
+# where the questions are
+questions = "data/raw/birds.csv"
+"""
+
+
+def trained(folder: Path, content: bytes = b"weights") -> Path:
+    """What PEFT leaves, and a file that nobody needs."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_bytes(b'{"r": 4}')
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    (folder / "README.md").write_text("a template")
+    return folder
+
+
+def test_an_installed_adapter_is_found_by_its_expert_and_whole(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    run = trained(tmp_path / "run")
+    adapter = install_adapter(path.parent, "org/base", run, {"canary": {"prompt": "Who?", "answer": "Me."}})
+    assert adapter == Adapter(path.parent / "adapters" / "org--base", hashlib.sha256(b"weights").hexdigest())
+    assert load_expert(path, tmp_path).adapters == {"org/base": adapter}
+    manifest = read_artifact(adapter.path)
+    assert manifest["canary"] == {"prompt": "Who?", "answer": "Me."}
+    assert manifest["files"]["adapter_model.safetensors"] == adapter.sha256
+    assert {file.name: file.read_bytes() for file in adapter.path.iterdir() if file.name != "manifest.json"} == {
+        name: (run / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+
+
+def test_only_a_table_of_adapters_is_added_to_the_manifest(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    before = load_expert(path, tmp_path)
+    adapter = install_adapter(path.parent, "base", trained(tmp_path / "run"), {})
+    line = f'"base" = {{ path = "adapters/base", sha256 = "{adapter.sha256}" }}'
+    assert path.read_text("utf-8") == f"{COMMENTED}\n[adapters]\n{line}\n"
+    assert load_expert(path, tmp_path) == replace(before, adapters={"base": adapter})
+
+
+def test_installing_twice_changes_nothing(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    run = trained(tmp_path / "run")
+    first = install_adapter(path.parent, "base", run, {"seed": 1})
+    files = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
+    assert install_adapter(path.parent, "base", run, {"seed": 1}) == first
+    assert {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()} == files
+
+
+def test_an_adapter_that_was_trained_anew_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    old = install_adapter(path.parent, "base", trained(tmp_path / "old"), {})
+    new = install_adapter(path.parent, "base", trained(tmp_path / "new", b"other weights"), {})
+    assert load_expert(path, tmp_path).adapters == {"base": new}
+    assert new.path == old.path
+    assert sha256_of(new.path / "adapter_model.safetensors") == new.sha256 != old.sha256
+    assert path.read_text("utf-8").count("adapters") == 2  # the table and one path
+
+
+def test_a_second_base_adds_a_line_and_leaves_the_first(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    first = install_adapter(path.parent, "base", trained(tmp_path / "first"), {})
+    before = path.read_text("utf-8").splitlines()
+    second = install_adapter(path.parent, "base-2", trained(tmp_path / "second", b"2"), {})
+    assert load_expert(path, tmp_path).adapters == {"base": first, "base-2": second}
+    assert read_artifact(first.path)
+    after = path.read_text("utf-8").splitlines()
+    assert [line for line in after if line in before] == before
+    assert len(after) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["[adapters]\n", "[adapters]  # on several bases\n", "\n[adapters]\n# by hand\n\n[data]\nsplit_name = 'bird'\n"],
+)
+def test_a_table_that_is_there_is_filled_where_it_is(tmp_path: Path, tail: str) -> None:
+    path = write_manifest(tmp_path, MANIFEST + tail)
+    adapter = install_adapter(path.parent, "base", trained(tmp_path / "run"), {})
+    assert load_expert(path, tmp_path).adapters == {"base": adapter}
+    before, after = (MANIFEST + tail).splitlines(), path.read_text("utf-8").splitlines()
+    assert [line for line in after if not line.startswith('"base"')] == before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_run_that_lacks_a_file_is_refused_and_changes_nothing(tmp_path: Path, name: str) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    run = trained(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(ConfigError, match=rf"run is not an adapter as PEFT saves it: .*{re.escape(name)}"):
+        install_adapter(path.parent, "base", run, {})
+    assert path.read_text("utf-8") == COMMENTED
+    assert [each.name for each in path.parent.iterdir()] == ["expert.toml"]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["[adapters]\nbase = { path = 'a', sha256 = 'b' }\n",
+     "[adapters.base]\npath = 'a'\nsha256 = 'b'\n",
+     "adapters = { other = { path = 'a', sha256 = 'b' } }\n"],
+)  # fmt: skip
+def test_a_manifest_that_spells_its_adapters_otherwise_is_left_alone_and_says_the_line(
+    tmp_path: Path, tail: str
+) -> None:
+    path = write_manifest(tmp_path, MANIFEST + tail)
+    with pytest.raises(ConfigError, match=r'Set it there by hand: "base" = \{ path = "adapters/base", sha256 = "'):
+        install_adapter(path.parent, "base", trained(tmp_path / "run"), {})
+    assert path.read_text("utf-8") == MANIFEST + tail
+    assert [each.name for each in path.parent.iterdir()] == ["expert.toml"]
+
+
+@pytest.mark.parametrize("content", [None, b"name = ", b"adapters = 'x'", b"\xff"])
+def test_without_a_manifest_nothing_is_installed(tmp_path: Path, content: bytes | None) -> None:
+    path = write_manifest(tmp_path, "")
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"expert\.toml is not an expert manifest: "):
+        install_adapter(path.parent, "base", trained(tmp_path / "run"), {})
+    assert not (path.parent / "adapters").exists()
+
+
+# All of them
 
 
 def test_all_experts_are_loaded_in_alphabetical_order(tmp_path: Path) -> None:

@@ -488,7 +488,7 @@ def test_every_requirement_is_one_version(name: str) -> None:
     [
         ("requirements.txt", [], []),
         ("requirements-ui.txt", ["ui"], []),
-        ("requirements-dev.txt", ["ui", "parquet"], ["dev"]),
+        ("requirements-dev.txt", ["ui", "parquet", "pdf"], ["dev"]),
     ],
 )
 def test_the_pinned_versions_are_what_pyproject_asks_for(name: str, extras: list[str], groups: list[str]) -> None:

@@ -14,6 +14,7 @@ from expert_router.errors import ConfigError
 from expert_router.types import AUTO, GENERAL, Adapter, Expert
 
 MANIFEST = "manifest.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def sha256_of(path: Path) -> str:
@@ -62,6 +63,52 @@ def read_artifact(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def install_adapter(expert: Path, base: str, trained: Path, about: dict[str, Any]) -> Adapter:
+    """Copy what PEFT saved in ``trained`` to the expert's folder and name it, with its hash, in the expert's manifest.
+
+    Raises ``ConfigError`` when ``trained`` is not an adapter or the manifest cannot name it; nothing is changed then.
+    """
+    try:
+        files = {name: (trained / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    except OSError as error:
+        raise ConfigError(f"{trained} is not an adapter as PEFT saves it: {error}") from error
+    place = Path("adapters") / base.replace("/", "--")
+    adapter = Adapter(expert / place, hashlib.sha256(files[ADAPTER_WEIGHTS]).hexdigest())
+    path = expert / "expert.toml"
+    manifest = _with_adapter(path, base, {"path": place.as_posix(), "sha256": adapter.sha256})
+    write_artifact(expert / place, files, about)
+    write_atomically(path, manifest.encode())
+    return adapter
+
+
+def _with_adapter(path: Path, base: str, entry: dict[str, str]) -> str:
+    """The manifest's text with one line of its table of adapters set; everything else as it was written."""
+    line = f'"{base}" = {{ path = "{entry["path"]}", sha256 = "{entry["sha256"]}" }}'
+    try:
+        text = path.read_text("utf-8")
+        meant = tomllib.loads(text)
+        meant["adapters"] = {**meant.get("adapters", {}), base: entry}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is not an expert manifest: {error}") from error
+    lines = [kept for kept in text.removesuffix("\n").split("\n") if not kept.startswith(f'"{base}" = ')]
+    tables = [number for number, kept in enumerate(lines) if kept.partition("#")[0].strip() == "[adapters]"]
+    if not tables:
+        tables = [len(lines) + 1]
+        lines += ["", "[adapters]"]
+    lines.insert(tables[0] + 1, line)
+    written = "\n".join(lines) + "\n"
+    if not _says(written, meant):  # the adapter is there already in another spelling, or is no name for a line
+        raise ConfigError(f"{path} names its adapters in a way that is left alone. Set it there by hand: {line}")
+    return written
+
+
+def _says(text: str, meant: dict[str, Any]) -> bool:
+    try:
+        return tomllib.loads(text) == meant
+    except tomllib.TOMLDecodeError:
+        return False
+
+
 def load_experts(folder: Path, home: Path) -> dict[str, Expert]:
     """All experts below ``folder``, by name, in alphabetical order. Raises ``ConfigError`` when there is none."""
     manifests = sorted(folder.glob("*/expert.toml"))
@@ -72,7 +119,7 @@ def load_experts(folder: Path, home: Path) -> dict[str, Expert]:
 
 
 def load_expert(path: Path, home: Path) -> Expert:
-    """Read one manifest. Paths in it count from ``home``, the adapter's from the manifest's folder."""
+    """Read one manifest. Paths in it count from ``home``, the adapters' from the manifest's folder."""
     try:
         with path.open("rb") as file:
             manifest = tomllib.load(file)
@@ -82,7 +129,7 @@ def load_expert(path: Path, home: Path) -> Expert:
 
 
 _TEXTS = ("name", "title", "description", "instructions")
-_KEYS = {*_TEXTS, "examples", "base_model", "adapter", "data"}
+_KEYS = {*_TEXTS, "examples", "base_model", "adapters", "data"}
 
 
 def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
@@ -98,8 +145,7 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         raise ValueError(f"the name {name!r} must be a lower-case word other than {AUTO!r} and {GENERAL!r}")
     if name != path.parent.name:
         raise ValueError(f"the name {name!r} differs from its folder {path.parent.name!r}")
-    data = _table(manifest, "data", {"questions", "split_name"})
-    adapter = _table(manifest, "adapter", {"path", "sha256"})
+    data = _table(manifest, "data", {"questions", "split_name", "knowledge"})
     return Expert(
         name=name,
         title=manifest["title"],
@@ -107,10 +153,21 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         instructions=manifest["instructions"].strip(),
         examples=tuple(manifest.get("examples", ())),
         base_model=manifest.get("base_model"),
-        adapter=Adapter(path.parent / adapter["path"], adapter["sha256"]) if adapter else None,
+        adapters=_adapters(manifest.get("adapters", {}), path.parent),
         questions=home / data["questions"] if "questions" in data else None,
+        knowledge=home / data["knowledge"] if "knowledge" in data else None,
         split_name=data.get("split_name", name),
     )
+
+
+def _adapters(table: object, folder: Path) -> dict[str, Adapter]:
+    if not isinstance(table, dict):
+        raise TypeError("adapters must be a table")
+    for base, entry in table.items():
+        keys = isinstance(entry, dict) and {key for key, value in entry.items() if isinstance(value, str)}
+        if keys != {"path", "sha256"} or len(entry) != len(keys):
+            raise ValueError(f"the adapter for {base!r} must have a path and a sha256, and nothing else")
+    return {base: Adapter(folder / entry["path"], entry["sha256"]) for base, entry in table.items()}
 
 
 def _table(manifest: dict[str, Any], key: str, known: set[str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ ExpertRouterError                     500
 ├── NotReadyError                     503   weights, router or expert not usable yet; says what to do
 ├── ConfigError                       -     a settings, manifest or registry mistake, found at start
 ├── WeightsError                      -     a weight file cannot be brought or does not have its hash
-└── DataError                         -     a data file cannot be read; names file and line
+├── DataError                         -     a data file cannot be read; names file and line
+└── TrainingError                     -     a training run cannot start or go on; says what to change
 
 Inside the package these are raised, never returned and never printed; ``commands`` turns them into one line on
 stderr and exit status 2, ``api`` into OpenAI's error object.
@@ -92,3 +93,7 @@ class WeightsError(ExpertRouterError):
 
 class DataError(ExpertRouterError):
     type = "data_error"
+
+
+class TrainingError(ExpertRouterError):
+    type = "training_error"

@@ -1,13 +1,16 @@
-"""The two seams of the system. Whoever implements one of these can be named in the settings."""
+"""The seams of the system. Whoever implements ``Router`` or ``Engine`` can be named in the settings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
-    from expert_router.types import Chunk, Expert, GenerationParams, Message, Scores, Thresholds
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from expert_router.types import Chunk, Expert, Found, GenerationParams, Message, Scores, Served, Thresholds
 
 
 class Router(Protocol):
@@ -38,6 +41,10 @@ class Engine(Protocol):
         """
         ...
 
+    def served(self, expert: Expert) -> Served:
+        """Which weights would answer for the expert. Raises ``NotReadyError`` when it cannot be served."""
+        ...
+
     async def warm_up(self, expert: Expert) -> None:
         """Load what the expert needs, so that the first question does not wait for it."""
         ...
@@ -47,3 +54,23 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class TextEncoder(Protocol):
+    """Turns a text into a vector of length one. Thread-safe; ``sha256`` identifies the model."""
+
+    sha256: str
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        """Shape (D,)."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]: ...
+
+
+class Knowledge(Protocol):
+    """Finds what an expert needs to read before it answers."""
+
+    def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
+        """The best passages, best first; empty when the expert has none. Blocking, thread-safe."""
+        ...

@@ -88,6 +88,11 @@ class EngineSettings(Section):
     """``openai_http`` only: the longest silence between two pieces of an answer."""
 
 
+class KnowledgeSettings(Section):
+    passages: int = Field(default=3, ge=0, le=20)
+    """How many an expert reads before it answers; 0 switches retrieval off."""
+
+
 class ServingSettings(Section):
     max_running: int = Field(default=64, ge=1)
     max_queue: int = Field(default=256, ge=0)
@@ -117,6 +122,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
     engine: EngineSettings = EngineSettings()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
     serving: ServingSettings = ServingSettings()
     paths: PathsSettings = Field(default_factory=PathsSettings)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from expert_router.errors import NotReadyError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -57,18 +59,45 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A trained change to a base model, pinned by the hash of its file."""
+    """A trained change to a base model: the folder it is in, and the hash of its weights."""
 
     path: Path
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What answers for an expert: the base model, and the hash of the adapter's weights if it has one."""
+
+    base: str
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of an expert's own texts. ``id`` is unique within the expert; ``file`` is below its knowledge folder."""
+
+    id: str
+    title: str
+    text: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A passage that retrieval found, and how well it fits the question: about 0 to 1.5, comparable within a search."""
+
+    passage: Passage
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Expert:
     """A domain of knowledge behind one name: data, never code.
 
-    ``base_model`` names an entry of ``models.lock``; ``None`` takes the engine's default. ``adapter`` is ``None``
-    while the expert is the base model with its own instructions. ``questions`` is its CSV of questions and answers.
+    ``base_model`` names an entry of ``models.lock``; ``None`` takes the engine's default. ``adapters`` by the name of
+    the base they were trained on; without any the expert is the base model with its own instructions. ``questions`` is
+    its CSV of questions and answers, ``knowledge`` the folder of texts it answers from.
     """
 
     name: str
@@ -77,10 +106,26 @@ class Expert:
     instructions: str
     examples: tuple[str, ...] = ()
     base_model: str | None = None
-    adapter: Adapter | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     questions: Path | None = None
+    knowledge: Path | None = None
     split_name: str = ""
     """The word in ``train_<word>.csv``; the expert's name unless the manifest says otherwise."""
+
+    def adapter_for(self, base: str) -> Adapter | None:
+        """The adapter to answer with on ``base``; ``None`` when the expert has none at all.
+
+        Raises ``NotReadyError`` when it has adapters, but none for this base: it would answer as another than it is.
+        """
+        if not self.adapters:
+            return None
+        if base not in self.adapters:
+            raise NotReadyError(
+                f"The expert {self.name!r} has adapters for {', '.join(self.adapters)}, but none for the base model "
+                f"{base}. Train one (expert-router train expert {self.name}), or take [adapters] out of its manifest "
+                "to let the base model answer with the expert's instructions."
+            )
+        return self.adapters[base]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +185,8 @@ class Routed:
     decision: Decision
     experts: tuple[str, ...]
     route_s: float
+    served: Mapping[str, Served] = field(default_factory=dict)
+    """Which weights answer, by expert."""
     text: ClassVar[str] = ""
 
 
@@ -149,6 +196,15 @@ class Section:
 
     expert: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What ``expert`` was given to read, best first: ``[1]`` in its answer is the first."""
+
+    expert: str
+    found: tuple[Found, ...]
+    text: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +229,7 @@ class Done:
     text: ClassVar[str] = ""
 
 
-Event = Routed | Accepted | Section | Text | Done
+Event = Routed | Accepted | Section | Sources | Text | Done
 """What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
 
 
@@ -200,3 +256,5 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings = field(default_factory=Timings)
+    sources: tuple[Sources, ...] = ()
+    served: Mapping[str, Served] = field(default_factory=dict)

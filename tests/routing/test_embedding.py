@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact
-from expert_router.serving.build import load_encoder
+from expert_router.artifacts import load_experts
+from expert_router.routing.embedding import EmbeddingRouter
+from expert_router.serving.build import Parts, build_router
 from expert_router.settings import load_settings
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ SLEEP, CARS = "What happens in the brain during REM sleep?", "Who founded Ferrar
 def router() -> Iterator[EmbeddingRouter]:
     """The shipped router with the shipped encoder."""
     settings = load_settings("default")
-    artifact = RouterArtifact.load(settings.resolve(settings.router.artifact))
-    router = EmbeddingRouter(load_encoder(settings, progress=False), artifact)
-    assert router.experts == artifact.experts
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    router = build_router(Parts(settings, experts, progress=False))
+    assert isinstance(router, EmbeddingRouter)
+    assert router.experts == tuple(experts)
     yield router
     router.close()
 

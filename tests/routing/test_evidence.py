@@ -28,16 +28,17 @@ def test_the_weight_is_the_log_ratio_of_the_smoothed_rates() -> None:
 
 
 def test_unknown_words_say_nothing() -> None:
-    assert EVIDENCE.features("zzz 睡眠 !?").tolist() == [[0, 0], [0, 0]]
+    assert EVIDENCE.strongest("zzz 睡眠 !?").tolist() == [0, 0]
     assert EVIDENCE.log_odds("") == pytest.approx(EVIDENCE.prior_E)
 
 
-def test_a_long_text_is_dampened_and_its_best_word_counts_once() -> None:
-    once, often = EVIDENCE.features("narcolepsy")[0], EVIDENCE.features("narcolepsy " * 1000)[0]
-    assert often[0] < 10 * once[0]
-    assert often[1] == once[1]
+def test_the_strongest_word_counts_once_however_often_it_comes() -> None:
+    once, often = EVIDENCE.strongest("narcolepsy"), EVIDENCE.strongest("What is narcolepsy " * 1000)
+    assert often.tolist() == once.tolist()
+    assert once[0] == EVIDENCE.weights_of("narcolepsy")[0, 0]
+    assert once[1] == 0
 
 
 def test_without_examples_there_is_no_evidence() -> None:
     nothing = fit_evidence([], ("sleep", "cars"))
-    assert nothing.features("What is REM sleep?").tolist() == [[0, 0], [0, 0]]
+    assert nothing.strongest("What is REM sleep?").tolist() == [0, 0]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +17,10 @@ from expert_router.errors import (
     OverloadedError,
     UnknownModelError,
 )
+from expert_router.knowledge.grounding import RULES
+from expert_router.routing.policy import Policy
+from expert_router.serving.admission import Admission
+from expert_router.serving.dispatcher import Dispatcher, Library
 from expert_router.types import (
     AUTO,
     GENERAL,
@@ -21,21 +28,28 @@ from expert_router.types import (
     ChatRequest,
     Chunk,
     Done,
+    Found,
     GenerationParams,
     Message,
     Routed,
     Scores,
     Section,
+    Sources,
     Text,
     Usage,
 )
 from support import (
+    BENZ,
     BOTH_QUESTION,
     CARS,
     CARS_QUESTION,
+    NAPS,
     OTHER_QUESTION,
     SLEEP,
     SLEEP_QUESTION,
+    STAGES,
+    TITLES,
+    FixedKnowledge,
     FixedRouter,
     build,
     eventually,
@@ -44,7 +58,6 @@ from support import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from expert_router.serving.dispatcher import Dispatcher
     from expert_router.types import Event, Expert
 
 SLEEP_ONLY = Scores({"sleep": 0.9, "cars": 0.1}, 0.05)
@@ -322,3 +335,147 @@ async def test_closing_closes_the_engine_and_the_router() -> None:
     await build(engine, router).close()
     assert engine.closed
     assert router.closed
+
+
+# What experts read
+
+
+SLEEP_FOUND = (Found(STAGES, 1.2), Found(NAPS, 1.1))
+CARS_FOUND = (Found(BENZ, 1.2),)
+
+
+def library() -> FixedKnowledge:
+    return FixedKnowledge({"sleep": (STAGES, NAPS), "cars": (BENZ,)})
+
+
+async def test_what_an_expert_reads_is_told_before_its_text_and_is_in_its_prompt() -> None:
+    engine = NotingEngine()
+    events = await events_of(build(engine, knowledge=library()), ask(SLEEP_QUESTION))
+    assert [type(event) for event in events[:4]] == [Routed, Sources, Accepted, Text]
+    assert [event for event in events if isinstance(event, Sources)] == [Sources("sleep", SLEEP_FOUND)]
+    ((_, (system, user), _),) = engine.asked
+    assert system.content == f"{SLEEP.instructions}\n\n{RULES}"
+    assert user.content.startswith(f"[1] {STAGES.title}\n{STAGES.text}\n\n[2] {NAPS.title}\n{NAPS.text}\n\n")
+    assert user.content.endswith(SLEEP_QUESTION)
+
+
+async def test_sources_add_nothing_to_the_text() -> None:
+    events = await events_of(build(NotingEngine(), knowledge=library()), ask(SLEEP_QUESTION))
+    assert text_of(events) == text_of([event for event in events if isinstance(event, Text)]) != ""
+
+
+async def test_each_of_several_experts_reads_its_own_after_its_heading() -> None:
+    engine = NotingEngine()
+    events = await events_of(build(engine, FixedRouter(BOTH), knowledge=library()), ask("Why?"))
+    marks = [event for event in events if isinstance(event, Section | Sources)]
+    assert marks == [
+        Section("cars", "**Car history**\n\n"),
+        Sources("cars", CARS_FOUND),
+        Section("sleep", "\n\n**Sleep science**\n\n"),
+        Sources("sleep", SLEEP_FOUND),
+    ]
+    cars, sleep = (messages[-1].content for _, messages, _ in engine.asked)
+    assert BENZ.text in cars
+    assert BENZ.text not in sleep
+    assert NAPS.text in sleep
+    assert NAPS.text not in cars
+
+
+async def test_the_whole_answer_carries_what_each_expert_read() -> None:
+    answer = await build(EchoEngine(), FixedRouter(BOTH), knowledge=library()).ask(ask("Why?"))
+    assert answer.sources == (Sources("cars", CARS_FOUND), Sources("sleep", SLEEP_FOUND))
+    assert (await build(EchoEngine()).ask(ask(SLEEP_QUESTION))).sources == ()
+
+
+async def test_an_expert_that_finds_nothing_is_asked_as_it_would_be_without_a_library() -> None:
+    reading, plain = NotingEngine(), NotingEngine()
+    events = await events_of(build(reading, knowledge=FixedKnowledge({})), ask(SLEEP_QUESTION))
+    await build(plain).ask(ask(SLEEP_QUESTION))
+    assert not any(isinstance(event, Sources) for event in events)
+    assert reading.asked == plain.asked
+
+
+@pytest.mark.parametrize(("scores", "on_general"), [(NONE, "answer"), (NONE, "refuse"), (UNSURE, "answer")])
+async def test_who_is_no_expert_reads_nothing(scores: Scores, on_general: Any) -> None:
+    knowledge = library()
+    dispatcher = build(EchoEngine(), FixedRouter(scores), knowledge=knowledge, on_general=on_general)
+    assert not any(isinstance(event, Sources) for event in await events_of(dispatcher, ask("Why?")))
+    assert knowledge.asked == []
+
+
+async def test_an_expert_without_knowledge_of_its_own_is_not_looked_up() -> None:
+    knowledge, router = library(), FixedRouter(BOTH)
+    experts = {"sleep": replace(SLEEP, knowledge=Path("sleep")), "cars": CARS}
+    policy, admission = Policy(router.thresholds, TITLES), Admission(8, 8, 5.0)
+    dispatcher = Dispatcher(experts, router, policy, EchoEngine(), admission, library=Library(knowledge, 3))
+    answer = await dispatcher.ask(ask("Why?"))
+    assert answer.answered_by == ("cars", "sleep")
+    assert answer.sources == (Sources("sleep", SLEEP_FOUND),)
+    assert [expert for expert, _, _ in knowledge.asked] == ["sleep"]
+
+
+async def test_a_named_expert_reads_too() -> None:
+    answer = await build(EchoEngine(), knowledge=library()).ask(ask("Why?", model="cars"))
+    assert answer.sources == (Sources("cars", CARS_FOUND),)
+
+
+async def test_no_more_passages_are_read_than_the_library_says() -> None:
+    answer = await build(EchoEngine(), knowledge=FixedKnowledge({"sleep": [NAPS] * 9})).ask(ask("Why?", model="sleep"))
+    assert [len(sources.found) for sources in answer.sources] == [3]
+
+
+async def test_the_last_question_is_looked_up_with_the_users_earlier_turns() -> None:
+    knowledge = library()
+    turns = (
+        Message("system", "Be brief."), Message("user", "first"), Message("assistant", "ignored [1]"),
+        Message("user", "second"), Message("assistant", "ignored"), Message("user", "third"),
+    )  # fmt: skip
+    await build(EchoEngine(), knowledge=knowledge).ask(ChatRequest(turns, model="sleep"))
+    assert knowledge.asked == [("sleep", "third", ("first", "second"))]
+
+
+class SlowKnowledge(FixedKnowledge):
+    """Searches until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__({"sleep": (STAGES, NAPS)})
+        self.searching, self.go_on = threading.Event(), threading.Event()
+
+    def search(self, *args: Any, **kwargs: Any) -> list[Found]:
+        self.searching.set()
+        assert self.go_on.wait(5)
+        return super().search(*args, **kwargs)
+
+
+async def test_a_slow_search_holds_up_nobody_else() -> None:
+    knowledge = SlowKnowledge()
+    dispatcher = build(EchoEngine(), knowledge=knowledge)
+    asking = asyncio.create_task(dispatcher.ask(ask("Why?", model="sleep")))
+    await asyncio.to_thread(knowledge.searching.wait, 5)
+    assert (await dispatcher.ask(ask(OTHER_QUESTION))).answered_by == (GENERAL,)
+    assert not asking.done()
+    knowledge.go_on.set()
+    assert (await asking).sources == (Sources("sleep", SLEEP_FOUND),)
+
+
+class BrokenKnowledge(FixedKnowledge):
+    def search(self, *_: Any, **__: Any) -> list[Found]:
+        raise OSError("the disk is gone")
+
+
+async def test_a_failing_search_frees_the_slot_and_asks_no_engine() -> None:
+    engine = NotingEngine()
+    dispatcher = build(engine, knowledge=BrokenKnowledge({}))
+    with pytest.raises(OSError, match="the disk is gone"):
+        await dispatcher.ask(ask("Why?", model="sleep"))
+    assert (engine.asked, dispatcher.admission.running) == ([], 0)
+
+
+async def test_an_early_close_at_the_sources_asks_no_engine_and_frees_the_slot() -> None:
+    engine = NotingEngine()
+    dispatcher = build(engine, knowledge=library())
+    async with aclosing(dispatcher.stream(ask("Why?", model="sleep"))) as events:
+        async for event in events:
+            if isinstance(event, Sources):
+                break
+    assert (engine.asked, dispatcher.admission.running) == ([], 0)

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import random
-import re
-import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.errors import ConfigError, DataError
+from expert_router.knowledge.terms import TermIndex
 from expert_router.routing.embedding import HEAD_FILE, WORDS_FILE, EmbeddingRouter, RouterArtifact
 from expert_router.routing.policy import Policy
 from expert_router.training.router import (
@@ -21,16 +20,14 @@ from expert_router.training.router import (
     fit_router,
     labels,
 )
+from support import WordEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from expert_router.types import Thresholds
 
-D = 128
 FIELDS = {
     "cars": "car engine wheel racing ford benz factory diesel seat gearbox",
     "sleep": "sleep dream rem melatonin insomnia night pillow snoring apnoea circadian",
@@ -39,23 +36,8 @@ FIELDS = {
 FILLERS = ["what", "is", "the", "who", "why", "does", "a", "how", "of", "when"]
 
 
-class WordEncoder:
-    """A sentence is the sum of its words' directions: fields that share no words are separable."""
-
-    sha256 = "e" * 64
-
-    def encode(self, text: str) -> NDArray[np.float32]:
-        total = sum(map(self._word, re.findall(r"\w+", text.lower())), np.zeros(D))
-        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), dtype=np.float32)
-
-    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        return map(self.encode, texts)
-
-    def _word(self, word: str) -> NDArray[np.float64]:
-        return np.random.default_rng(zlib.crc32(word.encode())).normal(size=D)
-
-
-ENCODER: Any = WordEncoder()
+ENCODER = WordEncoder()
+NO_PASSAGES = TermIndex({})
 
 
 def questions(count: int, seed: int, fields: Sequence[str] = tuple(FIELDS)) -> list[LabelledQuestion]:
@@ -74,7 +56,7 @@ EXPERTS = ["cars", "sleep"]
 
 
 def fit(train: Sequence[LabelledQuestion] = TRAIN, *, seed: int = 0) -> RouterArtifact:
-    return fit_router(train, CALIBRATION, EXPERTS, ENCODER, seed=seed)
+    return fit_router(train, CALIBRATION, EXPERTS, ENCODER, NO_PASSAGES, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +65,7 @@ def artifact() -> RouterArtifact:
 
 
 def chosen(artifact: RouterArtifact, question: str) -> frozenset[str]:
-    router = EmbeddingRouter(ENCODER, artifact)
+    router = EmbeddingRouter(ENCODER, artifact, NO_PASSAGES)
     return frozenset(Policy(router.thresholds, {}).decide(router.score(question)).experts)
 
 
@@ -101,7 +83,7 @@ def test_two_questions_in_one_need_both_experts_though_no_training_question_did(
 
 def test_the_last_row_is_the_chance_that_nobody_is_needed(artifact: RouterArtifact) -> None:
     assert artifact.experts == ("cars", "sleep")
-    none = [EmbeddingRouter(ENCODER, artifact).score(question.query).none for question in UNSEEN]
+    none = [EmbeddingRouter(ENCODER, artifact, NO_PASSAGES).score(question.query).none for question in UNSEEN]
     needed = np.array([bool(question.experts) for question in UNSEEN])
     assert np.mean((np.array(none) > 0.5) != needed) > 0.95
 
@@ -135,7 +117,7 @@ def test_an_expert_with_too_few_questions_is_named() -> None:
 
 def test_an_expert_without_any_question_is_named() -> None:
     with pytest.raises(DataError, match="'wine' has 0 training questions"):
-        fit_router(TRAIN, CALIBRATION, [*EXPERTS, "wine"], ENCODER)
+        fit_router(TRAIN, CALIBRATION, [*EXPERTS, "wine"], ENCODER, NO_PASSAGES)
 
 
 def test_just_enough_questions_are_enough() -> None:
@@ -145,7 +127,7 @@ def test_just_enough_questions_are_enough() -> None:
 def test_one_expert_alone_can_be_fitted() -> None:
     """There is nothing to join."""
     train, calibration = (questions(30, seed, ["sleep", ""]) for seed in (0, 1))
-    alone = fit_router(train, calibration, ["sleep"], ENCODER)
+    alone = fit_router(train, calibration, ["sleep"], ENCODER, NO_PASSAGES)
     assert alone.about["joined_pairs"] == 0
     assert np.mean([chosen(alone, question.query) == question.experts for question in train]) > 0.95
 
@@ -221,7 +203,9 @@ def test_a_saved_router_loads_again_and_scores_the_same(artifact: RouterArtifact
     )
     assert artifact.about.items() <= loaded.about.items()
     for question in UNSEEN:
-        before, after = (EmbeddingRouter(ENCODER, each).score(question.query) for each in (artifact, loaded))
+        before, after = (
+            EmbeddingRouter(ENCODER, each, NO_PASSAGES).score(question.query) for each in (artifact, loaded)
+        )
         assert before == after
 
 
@@ -231,7 +215,7 @@ def test_it_is_plain_arrays_and_a_manifest(artifact: RouterArtifact, tmp_path: P
     words = len((tmp_path / WORDS_FILE).read_text("utf-8").split("\n"))
     with np.load(tmp_path / HEAD_FILE, allow_pickle=False) as arrays:
         assert {name: arrays[name].shape for name in arrays} == {
-            "weights_LD": (3, D),
+            "weights_LD": (3, WordEncoder.width),
             "bias_L": (3,),
             "calibration_LF": (3, 4),
             "evidence_EV": (2, words),

@@ -31,6 +31,7 @@ DESCRIPTIONS = {
     "sleep": "Sleep, dreams, body clocks and tiredness: how sleep works, what disturbs it and what helps.",
 }
 ODD_REASON = "<i>Sure</i> ${1 + 1} {{value}} &amp;"
+ODD_TITLE = "<b>Still</b> ${1 + 1} {{value}} &amp; muscles"
 MARKUP = (
     "Safe **bold** and `<b>code</b>`, but <img src=x onerror=\"document.title='hacked'\"> "
     "<script>document.title='hacked'</script> ![pixel](http://203.0.113.1/pixel.png) [link](javascript:alert(1))"
@@ -59,6 +60,25 @@ CLARIFY = decision("clarify", ["cars", "sleep"], (0.48, 0.52), None, "Two expert
 REFUSED = decision("refused", [], (0.02, 0.03), "sleep", "No expert fits, and general questions are switched off here.")
 
 
+def source(expert: str, number: int, title: str, file: str, text: str) -> dict[str, Any]:
+    about = {"expert": expert, "number": number, "id": f"{file}#{number}", "title": title, "file": file, "text": text}
+    return {**about, "score": round(1.2 - number / 10, 2)}
+
+
+SOURCES = {
+    "sleep": [
+        source("sleep", 1, "REM sleep: what happens", "sleep-stages.md", "The eyes dart about under closed lids."),
+        source("sleep", 2, "Naps", "habits/naps.md", "A nap of twenty minutes helps for hours."),
+        source("sleep", 3, ODD_TITLE, "odd & rare.md", f"{MARKUP}\nA second line."),
+    ],
+    "cars": [
+        source("cars", 1, "Seat belts", "safety.md", "Nils Bohlin's three-point belt came in 1959."),
+        source("cars", 2, "Drowsiness alerts", "comfort-and-gadgets.md", "Volvo offered Driver Alert Control in 2007."),
+    ],
+}
+"""What each expert reads, whatever it is asked."""
+
+
 @dataclass(frozen=True)
 class Script:
     decision: dict[str, Any]
@@ -76,8 +96,10 @@ SCRIPTS = {
     "jaguar": Script(CLARIFY, [], "Do you mean *Car history* or *Sleep science*?"),
     "poem": Script(REFUSED, [], "I can only answer questions about sleep science and car history."),
     "long": Script(SLEEP, ["sleep"], "word " * 400, token_delay_s=0.05),
+    "cited": Script(SLEEP, ["sleep"], "Muscles are still [3]. The eyes move [1]: [1](x) and [9] stay as they are."),
+    "unknown": Script(SLEEP, ["sleep"], "I don't know: the texts I have do not say."),
     "markup": Script({**SLEEP, "reason": ODD_REASON}, ["sleep"], MARKUP),
-    "failing": Script(SLEEP, ["sleep"], "It begins well ", ending="error"),
+    "failing": Script(SLEEP, ["sleep"], "It begins well [1] ", ending="error"),
     "breaking": Script(SLEEP, ["sleep"], "It begins well ", ending="break"),
     "hanging": Script(SLEEP, ["sleep"], "It begins well ", ending="hang"),
     "garbage": Script(SLEEP, ["sleep"], "It begins well ", ending="garbage"),
@@ -87,7 +109,10 @@ DEFAULT = Script(
     ["sleep"],
     "During REM sleep the brain is nearly as active as when awake: the eyes move, dreams are vivid, muscles are still.",
 )
-SECTIONS = {"sleep": "Sleepy drivers react late. ", "cars": "Carmakers added drowsiness alerts from 2007 on. "}
+SECTIONS = {
+    "sleep": "Sleepy drivers react late [1]. ",
+    "cars": "Carmakers added drowsiness alerts from 2007 on [2]. ",
+}
 
 
 @dataclass
@@ -203,13 +228,21 @@ async def stream_lines(script: Script, text_delay_s: float) -> AsyncIterator[str
 
 def pieces(script: Script) -> Iterator[tuple[str, dict[str, Any]]]:
     if len(script.answered_by) == 1 or not script.answered_by:
+        yield from sources_piece(script.answered_by)
         for word in script.text.split(" "):
             yield word + " ", {}
         return
     for name in script.answered_by:
         yield f"\n\n**{TITLES[name]}**\n\n", {"expert_router": {"section": name}}
+        yield from sources_piece([name])
         for word in SECTIONS[name].split(" "):
             yield word + " ", {}
+
+
+def sources_piece(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in names:
+        if name in SOURCES:
+            yield "", {"expert_router": {"sources": SOURCES[name]}}
 
 
 def line_of(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> str:

@@ -6,10 +6,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_backend import FakeBackend, free_port, wait_until
+from fake_backend import SOURCES, FakeBackend, free_port, wait_until
 
 from expert_router.errors import ConfigError
-from expert_router.types import Message, Usage
+from expert_router.types import Message, Sources, Usage
 from expert_router.ui.client import ChatClient, Done, Event, Failed, Routed, Section, Text
 
 if TYPE_CHECKING:
@@ -57,6 +57,31 @@ async def test_the_decision_comes_first_and_the_end_carries_what_it_cost(client:
 async def test_an_answer_by_several_experts_names_each_section(client: ChatClient) -> None:
     events = await ask(client, "drowsy driving")
     assert [event.expert for event in events if isinstance(event, Section)] == ["sleep", "cars"]
+
+
+async def test_what_an_expert_reads_comes_before_its_text_and_in_its_order(client: ChatClient) -> None:
+    _, sources, text, *_ = await ask(client, "what is rem")
+    assert isinstance(sources, Sources)
+    assert isinstance(text, Text)
+    assert sources.expert == "sleep"
+    assert [(found.passage.title, found.passage.file, found.passage.text) for found in sources.found] == [
+        (entry["title"], entry["file"], entry["text"]) for entry in SOURCES["sleep"]
+    ]
+    assert sources.found[0].score == 1.1
+
+
+async def test_each_of_several_experts_has_sources_of_its_own(client: ChatClient) -> None:
+    events = [event for event in await ask(client, "drowsy driving") if isinstance(event, Section | Sources)]
+    assert [(type(event), event.expert) for event in events] == [
+        (Section, "sleep"),
+        (Sources, "sleep"),
+        (Section, "cars"),
+        (Sources, "cars"),
+    ]
+
+
+async def test_who_reads_nothing_has_no_sources(client: ChatClient) -> None:
+    assert not any(isinstance(event, Sources) for event in await ask(client, "capital of france"))
 
 
 async def test_a_forced_expert_has_no_scores(client: ChatClient, backend: FakeBackend) -> None:

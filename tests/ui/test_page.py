@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_backend import ODD_REASON, FakeBackend, free_port, wait_until
+from fake_backend import MARKUP, ODD_REASON, ODD_TITLE, FakeBackend, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,13 @@ READABLE = (
     "#er-chat .user p",
     "#er-chat .bot .md p",
     ".er-problem",
+    ".er-sources h3",
+    ".er-number",
+    ".er-titled",
+    ".er-file",
+    ".er-source p",
+    ".er-others > summary",
+    ".er-by",
     "#er-choice label.selected span",
     "#er-choice label:not(.selected) span",
     "#er-box textarea",
@@ -89,6 +96,9 @@ const e = document.querySelector(arguments[0]);
 const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
 return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 """
+
+
+OPEN_ALL = "document.querySelectorAll('details').forEach(e => e.open = true)"
 
 
 @dataclass
@@ -136,6 +146,12 @@ class Reader:
 
     def answer(self) -> str:
         return self.last("#er-chat .bot .md")
+
+    def sources(self) -> list[str]:
+        """Each passage that can be seen, on one line: number, title, file, and the text once it is open."""
+        shown = "e => e.checkVisibility()"
+        script = f"return [...document.querySelectorAll('.er-source')].filter({shown}).map(e => e.innerText)"
+        return [" ".join(text.split()) for text in self.driver.execute_script(script)]
 
     def start_anew(self) -> None:
         self.click("#er-new")
@@ -255,10 +271,12 @@ def test_stop_frees_the_engine_at_once(reader: Reader, backend: FakeBackend) -> 
     question = "a long answer, stopped"
     reader.send(question)
     wait_until(lambda: "word word" in reader.answer(), "text comes")
+    assert reader.texts(".er-sources") == []
     reader.click("#er-box .stop-button")
     wait_until(lambda: question in backend.left, "the backend sees that the client left", 1.0)
     reader.wait_for_end()
     assert reader.last(".er-foot") == "Stopped."
+    assert reader.last(".er-sources") == "Looked at 3 passages"
     kept = reader.answer()
     assert kept.startswith("word word")
     reader.ask("and on")
@@ -317,6 +335,58 @@ def test_several_experts_general_and_refused_are_told_apart(reader: Reader) -> N
     assert reader.kinds() == ["several", "general", "refused"]
 
 
+def test_cited_passages_come_first_and_open_to_their_text(reader: Reader) -> None:
+    reader.ask("a cited answer please")
+    assert reader.answer() == "Muscles are still [3]. The eyes move [1]: [1](x) and [9] stay as they are."
+    assert reader.last(".er-sources h3") == "Sources"
+    first = "[1] REM sleep: what happens sleep-stages.md"
+    assert reader.sources() == [first, f"[3] {ODD_TITLE} odd & rare.md"]
+    reader.click(".er-source summary")
+    assert reader.sources()[0] == f"{first} The eyes dart about under closed lids."
+    reader.click(".er-source summary")
+    assert reader.sources()[0] == first
+
+
+def test_passages_that_were_only_looked_at_are_folded_away(reader: Reader) -> None:
+    reader.ask("a cited answer please")
+    assert reader.texts(".er-others > summary") == ["Also looked at 1 passage"]
+    reader.click(".er-others > summary")
+    assert reader.sources()[-1] == "[2] Naps habits/naps.md"
+    reader.click(".er-others .er-source summary")
+    assert reader.sources()[-1].endswith("A nap of twenty minutes helps for hours.")
+
+
+def test_an_expert_that_does_not_know_says_where_it_looked(reader: Reader) -> None:
+    reader.ask("unknown")
+    assert reader.last(".er-sources") == "Looked at 3 passages"
+    assert reader.sources() == []
+    reader.ask("capital of france")  # the base model reads nothing
+    assert len(reader.texts(".er-sources")) == 1
+
+
+def test_sources_of_several_experts_stand_under_their_names(reader: Reader) -> None:
+    reader.ask("why is drowsy driving dangerous")
+    assert reader.texts(".er-by") == ["Sleep science", "Car history"]
+    groups = [" ".join(text.split()) for text in reader.texts(".er-group")]
+    assert groups == [
+        "Sleep science [1] REM sleep: what happens sleep-stages.md Also looked at 2 passages",
+        "Car history [2] Drowsiness alerts comfort-and-gadgets.md Also looked at 1 passage",
+    ]
+
+
+def test_sources_stay_with_their_answers_over_turns_and_retries(reader: Reader) -> None:
+    reader.ask("a cited answer please")
+    reader.click(".er-source summary")
+    reader.ask("unknown")
+    assert reader.sources()[0].endswith("under closed lids."), "what was opened was closed by the next answer"
+    assert [text.splitlines()[0] for text in reader.texts(".er-sources")] == ["Sources", "Looked at 3 passages"]
+    reader.choose("cars")
+    reader.click("#er-chat button[title=Retry]")
+    wait_until(lambda: reader.kinds() == ["single", "forced"], "the chosen expert answers")
+    reader.wait_for_end()
+    assert [text.splitlines()[0] for text in reader.texts(".er-sources")] == ["Sources", "Looked at 2 passages"]
+
+
 def test_a_clarifying_question_is_answered_by_a_click(reader: Reader, backend: FakeBackend) -> None:
     reader.ask("jaguar")
     assert reader.last(".er-badge") == "Which one do you mean?"
@@ -334,6 +404,9 @@ def test_what_a_model_writes_stays_text(reader: Reader) -> None:
     assert reader.texts("#er-chat .user b") == []
     assert reader.texts("#er-chat .md img, #er-chat .md script, #er-chat a[href^=javascript]") == []
     assert reader.last(".er-reason") == ODD_REASON
+    reader.driver.execute_script(OPEN_ALL)
+    assert f"{MARKUP} A second line." in reader.sources()[2]
+    assert reader.texts(".er-sources img, .er-sources script, .er-sources b, .er-sources code") == []
     assert reader.driver.title == "Expert Router"
 
 
@@ -370,6 +443,7 @@ def test_a_backend_that_goes_away_and_comes_back(reader: Reader, backend: FakeBa
 def test_text_can_be_read_in_either_theme(reader: Reader, theme: str) -> None:
     reader.open(f"?__theme={theme}")
     reader.ask("failing")
+    reader.ask("why is drowsy driving dangerous")
     contrasts = {selector: reader.driver.execute_script(CONTRAST, selector) for selector in READABLE}
     assert {selector: round(ratio, 1) for selector, ratio in contrasts.items() if ratio < 4.5} == {}
     background = reader.driver.execute_script(
@@ -384,6 +458,8 @@ def test_a_phone_scrolls_in_one_direction_only(reader: Reader) -> None:
     try:
         reader.open()
         reader.ask("why is drowsy driving dangerous " + "verylongword" * 8)
+        reader.driver.execute_script(OPEN_ALL)
+        assert len(reader.sources()) == 5
         beyond = reader.driver.execute_script(
             "return [...document.querySelectorAll('#er-top *, #er-chat .message *, #er-composer *')]"
             ".filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)"

@@ -18,16 +18,16 @@ from expert_router.api.deps import SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.errors import ExpertRouterError, UnknownModelError
-from expert_router.serving.objects import decision_object, timings_object, usage_object
-from expert_router.types import AUTO, Accepted, Done, Routed, Section, Text
+from expert_router.serving.objects import decision_object, served_object, source_objects, timings_object, usage_object
+from expert_router.types import AUTO, Accepted, Done, Routed, Section, Sources, Text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from starlette.types import Receive, Scope, Send
 
     from expert_router.serving.dispatcher import Dispatcher
-    from expert_router.types import Answer, Decision, Event
+    from expert_router.types import Answer, Decision, Event, Served
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -43,7 +43,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep)
     dispatcher = system.dispatcher
     if not body.stream:
         answer = await unless_disconnected(request, dispatcher.ask(chat_request))
-        headers = _headers(answer.decision, answer.answered_by)
+        headers = _headers(answer.decision, answer.answered_by, answer.served)
         return JSONResponse(_completion(answer, body.model, dispatcher), headers=headers)
     events = dispatcher.stream(chat_request)
     started = _Started(events)
@@ -53,7 +53,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep)
         await started.aclose()
         raise
     frames = _frames(started, routed, body, dispatcher)
-    headers = {**sse.HEADERS, **_headers(routed.decision, routed.experts)}
+    headers = {**sse.HEADERS, **_headers(routed.decision, routed.experts, routed.served)}
     return _EventStream(started, sse.keep_alive(frames, system.options.keep_alive_s), headers)
 
 
@@ -75,13 +75,13 @@ class _Started:
 
     def __init__(self, events: AsyncGenerator[Event]) -> None:
         self._events = events
-        self._ahead: asyncio.Task[Event] | None = None
+        self._ahead: asyncio.Task[list[Event]] | None = None
 
     async def begin(self) -> Routed:
         """The routing; then wait a moment for the engine to take the prompt. Raises what the stream raises by then."""
         routed = await anext(self._events)
         assert isinstance(routed, Routed)
-        self._ahead = asyncio.create_task(self._next())
+        self._ahead = asyncio.create_task(self._until_the_engine())
         finished, _ = await asyncio.wait({self._ahead}, timeout=ERROR_GRACE_S)
         if finished and (error := self._ahead.exception()) is not None:
             raise error
@@ -89,7 +89,8 @@ class _Started:
 
     async def rest(self) -> AsyncGenerator[Event]:
         if self._ahead is not None:
-            yield await self._ahead
+            for event in await self._ahead:
+                yield event
         async for event in self._events:
             yield event
 
@@ -99,8 +100,14 @@ class _Started:
             await asyncio.gather(self._ahead, return_exceptions=True)
         await self._events.aclose()
 
-    async def _next(self) -> Event:
-        return await anext(self._events)
+    async def _until_the_engine(self) -> list[Event]:
+        """Headings and sources come before the engine is asked; only what follows shows that it took the prompt."""
+        taken: list[Event] = []
+        async for event in self._events:
+            taken.append(event)
+            if not isinstance(event, Section | Sources):
+                break
+        return taken
 
 
 class _EventStream(StreamingResponse):
@@ -123,7 +130,7 @@ async def _frames(
     started: _Started, routed: Routed, body: ChatCompletionRequest, dispatcher: Dispatcher
 ) -> AsyncGenerator[bytes]:
     envelope = _envelope("chat.completion.chunk", "chatcmpl", body.model)
-    about = _about(routed.decision, routed.experts, dispatcher)
+    about = _about(routed.decision, routed.experts, routed.served, dispatcher)
     try:
         yield sse.data({**envelope, **_delta({"role": "assistant", "content": ""}), "expert_router": about})
         async with aclosing(started), aclosing(started.rest()) as events:
@@ -141,6 +148,8 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
     match event:
         case Text():
             return [_delta({"content": event.text})]
+        case Sources():
+            return [{**_delta({}), "expert_router": {"sources": source_objects(event)}}]
         case Section():
             return [{**_delta({"content": event.text}), "expert_router": {"section": event.expert}}]
         case Done():
@@ -153,25 +162,37 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
 
 def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text}
-    about = _about(answer.decision, answer.answered_by, dispatcher)
+    about = _about(answer.decision, answer.answered_by, answer.served, dispatcher)
     return {
         **_envelope("chat.completion", "chatcmpl", model_name),
         "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}],
         "usage": usage_object(answer.usage),
-        "expert_router": {**about, "timings": timings_object(answer.timings)},
+        "expert_router": {
+            **about,
+            "sources": [source for each in answer.sources for source in source_objects(each)],
+            "timings": timings_object(answer.timings),
+        },
     }
 
 
-def _about(decision: Decision, experts: tuple[str, ...], dispatcher: Dispatcher) -> dict[str, Any]:
+def _about(
+    decision: Decision, experts: tuple[str, ...], served: Mapping[str, Served], dispatcher: Dispatcher
+) -> dict[str, Any]:
     titles = {name: dispatcher.experts[name].title for name in {*experts, *decision.experts}}
-    return {"decision": decision_object(decision), "experts": list(experts), "titles": titles}
+    return {
+        "decision": decision_object(decision),
+        "experts": list(experts),
+        "titles": titles,
+        "served": served_object(served),
+    }
 
 
-def _headers(decision: Decision, experts: tuple[str, ...]) -> dict[str, str]:
+def _headers(decision: Decision, experts: tuple[str, ...], served: Mapping[str, Served]) -> dict[str, str]:
     return {
         "x-expert-router-kind": decision.kind,
         "x-expert-router-experts": ",".join(experts),
         "x-expert-router-router": decision.router,
+        "x-expert-router-adapters": ",".join(f"{name}@{each.adapter or 'none'}" for name, each in served.items()),
     }
 
 

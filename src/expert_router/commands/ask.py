@@ -6,13 +6,15 @@ import asyncio
 import json
 import sys
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from expert_router.types import AUTO, Routed
+from expert_router.knowledge.grounding import cited
+from expert_router.types import AUTO, Routed, Section, Sources
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from expert_router.facade import ExpertRouter
     from expert_router.types import Message
@@ -52,14 +54,42 @@ def main(args: Namespace) -> int:
     return 0
 
 
+@dataclass
+class _Part:
+    """What one expert wrote, and what it was given to read."""
+
+    text: str = ""
+    sources: Sources | None = None
+
+
 async def print_answer(system: ExpertRouter, query: str | Sequence[Message], **options: Any) -> str:
-    """Stream an answer to the terminal, who answers first; returns its text."""
-    pieces: list[str] = []
+    """Stream an answer to the terminal, who answers first and the sources it cites last; returns its text."""
+    parts = [_Part()]
     async with aclosing(system.stream(query, **options)) as events:
         async for event in events:
-            if isinstance(event, Routed):
-                print(f"[{', '.join(event.experts) or event.decision.kind}] {event.decision.reason}", file=sys.stderr)
-            pieces.append(event.text)
+            match event:
+                case Routed():
+                    who = ", ".join(event.experts) or event.decision.kind
+                    print(f"[{who}] {event.decision.reason}", file=sys.stderr)
+                case Section():
+                    parts.append(_Part())
+                case Sources():
+                    parts[-1].sources = event
+            parts[-1].text += event.text
             print(event.text, end="", flush=True)
-    print()
-    return "".join(pieces)
+    print(flush=True)
+    for part in parts:
+        for line in _cited_lines(part, named=len(parts) > 1):
+            print(line, file=sys.stderr)
+    return "".join(part.text for part in parts)
+
+
+def _cited_lines(part: _Part, *, named: bool) -> Iterator[str]:
+    """One line a passage that the text cites; ``named`` puts the expert in front, as each counts its own."""
+    if part.sources is None:
+        return
+    in_text = cited(part.text, part.sources.found)
+    owner = f"{part.sources.expert} " if named else ""
+    for number, found in enumerate(part.sources.found, start=1):
+        if found in in_text:
+            yield f"{owner}[{number}] {found.passage.title} ({found.passage.file})"

@@ -78,10 +78,10 @@ def _router_report(settings: Settings, name: str, examples: list[Any]) -> Routin
     from expert_router.artifacts import load_experts
     from expert_router.evaluation.routing import evaluate_routing
     from expert_router.routing.policy import Policy
-    from expert_router.serving.build import build_router
+    from expert_router.serving.build import Parts, build_router
 
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(settings, experts, name=name, progress=True)
+    router = build_router(Parts(settings, experts, progress=True), name)
     policy = Policy(router.thresholds, {expert.name: expert.title for expert in experts.values()})
     return evaluate_routing(examples, lambda query: policy.decide(router.score(query), name), name)
 

@@ -1,23 +1,26 @@
-"""``expert-router train``: fit the router on the prepared data, or fine-tune its encoder first."""
+"""``expert-router train``: fit the router on the prepared data, fine-tune its encoder, or train an expert."""
 
 from __future__ import annotations
 
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_router.commands import train_expert
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from expert_router.data.labelled import LabelledQuestion
+    from expert_router.knowledge.terms import TermIndex
     from expert_router.settings import Settings
     from expert_router.types import Expert
 
-HELP = "fit the router on the prepared data, or fine-tune its encoder"
+HELP = "fit the router on the prepared data, fine-tune its encoder, or train an expert"
 FP32_SUFFIX = "-fp32"
 """models.lock has the trainable weights of an encoder under its name with this suffix."""
 
@@ -25,18 +28,21 @@ FP32_SUFFIX = "-fp32"
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("router", "encoder"),
-        help="router: the head and its thresholds, in seconds; encoder: the sentence encoder, needs the train extra",
+        choices=("router", "encoder", "expert", "install"),
+        help="router: the head and its thresholds, in seconds; encoder: the sentence encoder; expert: an adapter for "
+        "one expert; install: put a trained adapter in place. encoder and expert need the train extra",
     )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="expert and install: which expert")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: data/processed)")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where the artifact goes (default: the configured place)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=float, help="default: 8 for the encoder, 1 for an expert")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    train_expert.add_arguments(parser)
     group = parser.add_argument_group("encoder")
-    group.add_argument("--epochs", type=int, default=8)
     group.add_argument("--start", type=Path, metavar="FILE", help="go on from weights that an earlier run saved")
-    group.add_argument("--learning-rate", type=float, default=2e-4)
 
 
 def main(args: Namespace) -> int:
@@ -46,21 +52,26 @@ def main(args: Namespace) -> int:
     settings = load_settings(args.config)
     data = args.data or settings.resolve(settings.paths.data) / "processed"
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    if args.what == "install":
+        return train_expert.install(args, settings, experts)
+    if args.what == "expert":
+        return train_expert.train(args, settings, data, experts)
     if args.what == "encoder":
-        return _train_encoder(args, settings, data, experts.values())
-    return _train_router(args, settings, data, list(experts))
+        return _train_encoder(args, settings, data, experts)
+    return _train_router(args, settings, data, experts)
 
 
-def _train_router(args: Namespace, settings: Settings, data: Path, experts: list[str]) -> int:
+def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     from expert_router.data.labelled import read_labelled
-    from expert_router.serving.build import load_encoder
+    from expert_router.serving.build import Parts
     from expert_router.training.router import fit_router
 
     output = args.output or settings.resolve(settings.router.artifact)
     train, calibration = (read_labelled(data / f"routing_{split}.csv") for split in ("train", "calibration"))
-    encoder = load_encoder(settings, progress=True)
+    parts = Parts(settings, experts, progress=True)
+    encoder, terms = parts.encoder, parts.terms
     started = time.perf_counter()
-    artifact = fit_router(train, calibration, experts, encoder, seed=args.seed, progress=True)
+    artifact = fit_router(train, calibration, list(experts), encoder, terms, seed=args.seed, progress=True)
     artifact.save(output)
     print(
         f"Fitted on {len(train)} questions, calibrated on {len(calibration)}, in {time.perf_counter() - started:.1f} s."
@@ -70,7 +81,7 @@ def _train_router(args: Namespace, settings: Settings, data: Path, experts: list
     return 0
 
 
-def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Iterable[Expert]) -> int:
+def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     try:
         from expert_router.training.encoder import EncoderTraining, pick_device, save_weights, train_encoder
         from expert_router.training.export import export_encoder
@@ -80,19 +91,21 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Ite
         ) from error
     from expert_router.data.labelled import read_labelled
     from expert_router.routing.encoder import load_tokenizer
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.build import Parts, fetch_model
 
     output = args.output or settings.resolve(settings.router.tuned_encoder or Path("artifacts/encoder"))
     _, base = fetch_model(settings, settings.router.encoder, progress=True)
     _, fp32 = fetch_model(settings, settings.router.encoder + FP32_SUFFIX, progress=True)
     questions = read_labelled(data / "routing_train.csv")
-    training = EncoderTraining(epochs=args.epochs, learning_rate=args.learning_rate, seed=args.seed)
+    training = EncoderTraining(learning_rate=args.learning_rate, seed=args.seed)
+    if args.epochs is not None:
+        training = replace(training, epochs=round(args.epochs))
     model = train_encoder(
         fp32["model.safetensors"].parent,
         load_tokenizer(base["tokenizer.json"]),
         questions,
-        _passages(data, experts),
-        experts=[expert.name for expert in experts],
+        _passages(data, experts.values(), Parts(settings, experts, progress=True).terms),
+        experts=list(experts),
         training=training,
         start=args.start,
         device=pick_device(),
@@ -110,11 +123,16 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Ite
     return 0
 
 
-def _passages(data: Path, experts: Iterable[Expert]) -> list[LabelledQuestion]:
-    """The answers of the experts' training questions: text of their field to learn its words from."""
+def _passages(data: Path, experts: Iterable[Expert], terms: TermIndex) -> list[LabelledQuestion]:
+    """Text of the experts' fields to learn their words from: what they read, and the answers to their questions."""
     from expert_router.data.labelled import LabelledQuestion
+    from expert_router.knowledge.index import texts_of
 
-    passages = []
+    passages = [
+        LabelledQuestion(text, frozenset([terms.experts[owner]]), "passage")
+        for passage, owner in zip(terms.passages, terms.owner_P, strict=True)
+        for text in [passage.title, *texts_of(passage)[1:]]
+    ]
     for expert in experts:
         path = data / f"train_{expert.split_name}.csv"
         if path.is_file():

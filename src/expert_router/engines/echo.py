@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.engines.slots import SlotCounters
 from expert_router.errors import ContextLengthError, EngineError, OverloadedError
-from expert_router.types import Chunk, Usage
+from expert_router.types import Chunk, Served, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -80,6 +80,9 @@ class EchoEngine:
                 yield Chunk(word)
             await self._play_failures(script, len(words))
         yield Chunk("", finish_reason, Usage(prompt_tokens, len(words)))
+
+    def served(self, expert: Expert) -> Served:  # noqa: ARG002 - the same for all
+        return Served("echo")
 
     async def warm_up(self, expert: Expert) -> None:
         """Nothing to load."""

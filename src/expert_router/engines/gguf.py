@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 from tqdm import tqdm
 
+from expert_router.engines.adapter import Heads, LoraWeights, Merge
 from expert_router.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -37,25 +38,29 @@ def read_facts(path: Path) -> ModelFacts:
     return ModelFacts(str(architecture), int(_value(reader, f"{architecture}.context_length", path)))
 
 
-def requantise(source: Path, target: Path, *, progress: bool) -> None:
+def requantise(source: Path, target: Path, *, lora: LoraWeights | None = None, progress: bool) -> int:
     """Write ``target``: every matrix as Q8_0, every vector (norms, biases) as float32, all metadata kept.
 
-    Raises ``WeightsError`` when the file cannot be read or holds a kind of tensor that gguf cannot convert.
+    ``lora`` is added to the weights on the way; the number of its modules is returned. Raises ``WeightsError`` when the
+    file cannot be read, holds a kind of tensor that gguf cannot convert, or does not fit the adapter.
     """
     reader = _open(source)
+    merge = Merge(lora or LoraWeights(1.0, {}), _heads(reader, source))
     writer = gguf.GGUFWriter(target, str(_value(reader, "general.architecture", source)))
     _copy_metadata(reader, writer)
     for tensor in tqdm(
         reader.tensors, desc=f"requantise {source.stem}", unit="tensor", disable=None if progress else True
     ):
         try:
-            _add_requantised(writer, tensor)
+            _add_requantised(writer, tensor, merge)
         except (gguf.quants.QuantError, NotImplementedError) as error:
             raise WeightsError(f"{source}: the tensor {tensor.name} cannot be converted to Q8_0 ({error}).") from error
+    merged = merge.finish()
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return merged
 
 
 def _open(path: Path) -> Any:
@@ -72,8 +77,15 @@ def _value(reader: Any, key: str, path: Path) -> Any:
     return field.contents()
 
 
-def _add_requantised(writer: Any, tensor: Any) -> None:
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+def _heads(reader: Any, path: Path) -> Heads:
+    architecture = str(_value(reader, "general.architecture", path))
+    query = int(_value(reader, f"{architecture}.attention.head_count", path))
+    shared = reader.get_field(f"{architecture}.attention.head_count_kv")
+    return Heads(architecture, query, int(shared.contents()) if shared else query)
+
+
+def _add_requantised(writer: Any, tensor: Any, merge: Merge) -> None:
+    values = merge(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
     if len(tensor.shape) > 1:
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
         writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)

@@ -28,7 +28,7 @@ from expert_router.errors import (
     NotReadyError,
     OverloadedError,
 )
-from expert_router.types import Chunk, Usage
+from expert_router.types import Chunk, Served, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -61,9 +61,9 @@ def served_model_names(base_model: str) -> Callable[[Expert], str]:
     """
 
     def name_of(expert: Expert) -> str:
-        if expert.adapter is not None:
-            return f"{expert.name}@{expert.adapter.sha256[:ADAPTER_HASH_DIGITS]}"
-        return expert.base_model or base_model
+        base = expert.base_model or base_model
+        adapter = expert.adapter_for(base)
+        return base if adapter is None else f"{expert.name}@{adapter.sha256[:ADAPTER_HASH_DIGITS]}"
 
     return name_of
 
@@ -124,6 +124,13 @@ class OpenAIHTTPEngine:
                             yield Chunk(text)
             last = answer.last_chunk(self._address)
         yield last
+
+    def served(self, expert: Expert) -> Served:
+        model = self._model_of(expert)
+        for base, adapter in expert.adapters.items():
+            if model.endswith(f"@{adapter.sha256[:ADAPTER_HASH_DIGITS]}"):
+                return Served(base, adapter.sha256)
+        return Served(model)
 
     async def warm_up(self, expert: Expert) -> None:
         """Check that the server serves the expert's model. Raises ``NotReadyError`` with what is missing."""
@@ -410,6 +417,7 @@ def _too_long(said: str) -> ContextLengthError:
 
 
 def _how_to_serve(expert: Expert, model: str) -> str:
-    if expert.adapter is not None:
-        return f"Load the adapter there (vLLM: --enable-lora --lora-modules {model}={expert.adapter.path})."
+    for adapter in expert.adapters.values():
+        if model.endswith(f"@{adapter.sha256[:ADAPTER_HASH_DIGITS]}"):
+            return f"Load the adapter there (vLLM: --enable-lora --lora-modules {model}={adapter.path})."
     return f"Serve it there (vLLM: --served-model-name {model}), or set engine.base_model to one that it serves."

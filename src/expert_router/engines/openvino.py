@@ -1,7 +1,8 @@
 """The default engine: openvino-genai in this process, with continuous batching, a paged cache and prefix reuse.
 
-One loaded pipeline per base model serves all its experts: an expert is its instructions, which come as a system
-message. Chat template and tokenizer are the model file's own.
+One loaded pipeline per adapter, which is merged into its base model; experts without one share the base model's and
+are their instructions alone. Chat template and tokenizer are the model file's own. Before a pipeline answers anybody it
+must give the answer recorded for it: an adapter that is not the one meant is refused, and nothing answers in its place.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
 from expert_router.engines.batching import Batcher, TokenBatch
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.stopping import StopScanner
-from expert_router.errors import ContextLengthError, EngineError, NotReadyError
-from expert_router.types import Chunk, GenerationParams, Usage
+from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
+from expert_router.types import Chunk, GenerationParams, Served, Usage
+from expert_router.weights import Canary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from expert_router.engines.prepared import PreparedModel
-    from expert_router.types import Expert, FinishReason, Message
-    from expert_router.weights import Canary
+    from expert_router.types import Adapter, Expert, FinishReason, Message
 
 GIB = 1024**3
 UNDECODABLE = "\ufffd"
@@ -40,9 +42,12 @@ REPRODUCIBLE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """How to get a base model when it is first needed. ``prepare`` blocks and may take a minute the first time."""
+    """How to get a base model, with an adapter or without, when it is first needed.
 
-    prepare: Callable[[], PreparedModel]
+    ``prepare`` blocks and may take a minute the first time. ``canary`` is the bare base's.
+    """
+
+    prepare: Callable[[Adapter | None], PreparedModel]
     canary: Canary | None
 
 
@@ -151,6 +156,7 @@ class OpenVINOEngine:
     def __init__(self, sources: dict[str, ModelSource], options: OpenVINOOptions) -> None:
         self._sources = sources
         self._options = options
+        self._adapters: dict[str, tuple[str, Adapter | None]] = {}
         self._models: ModelCache[LoadedModel] = ModelCache(
             options.max_model_bytes, self._load, lambda model: model.size_bytes, LoadedModel.close
         )
@@ -158,7 +164,7 @@ class OpenVINOEngine:
     async def stream(
         self, expert: Expert, messages: Sequence[Message], params: GenerationParams
     ) -> AsyncGenerator[Chunk]:
-        async with self._models.lease(self._model_of(expert)) as model:
+        async with self._models.lease(self._key_of(expert)) as model:
             conversation = [{"role": message.role, "content": message.content} for message in messages]
             input_ids = await asyncio.to_thread(model.encode, conversation)
             prompt_tokens = int(input_ids.shape[1])
@@ -174,8 +180,15 @@ class OpenVINOEngine:
                 async for chunk in chunks:
                     yield chunk
 
+    def served(self, expert: Expert) -> Served:
+        base = expert.base_model or self._options.default_model
+        if base not in self._sources:
+            raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
+        adapter = expert.adapter_for(base)
+        return Served(base, adapter.sha256 if adapter else None)
+
     async def warm_up(self, expert: Expert) -> None:
-        async with self._models.lease(self._model_of(expert)):
+        async with self._models.lease(self._key_of(expert)):
             pass
 
     def status(self) -> dict[str, object]:
@@ -189,29 +202,48 @@ class OpenVINOEngine:
     async def close(self) -> None:
         await asyncio.to_thread(self._models.close)
 
-    def _model_of(self, expert: Expert) -> str:
-        if expert.adapter is not None:
-            raise NotReadyError(f"The expert {expert.name!r} has an adapter, which this engine cannot serve yet.")
-        name = expert.base_model or self._options.default_model
-        if name not in self._sources:
-            raise NotReadyError(f"The base model {name!r} of {expert.name!r} is not in models.lock.")
-        return name
+    def _key_of(self, expert: Expert) -> str:
+        """The name under which the pipeline is kept that answers for an expert."""
+        served = self.served(expert)
+        key = served.base if served.adapter is None else f"{served.base}+{expert.name}@{served.adapter[:12]}"
+        self._adapters[key] = (served.base, expert.adapter_for(served.base))
+        return key
 
-    def _load(self, name: str) -> LoadedModel:
-        source = self._sources[name]
-        model = LoadedModel(name, source.prepare(), self._options)
+    def _load(self, key: str) -> LoadedModel:
+        base, adapter = self._adapters[key]
+        source = self._sources[base]
+        canary = source.canary if adapter is None else adapter_canary(adapter)
         try:
-            if source.canary is not None:
-                check_canary(model, source.canary)
+            prepared = source.prepare(adapter)
+        except WeightsError as error:
+            raise NotReadyError(f"{key} is refused: {error.message}") from error
+        model = LoadedModel(key, prepared, self._options)
+        try:
+            if canary is not None:
+                check_canary(model, canary)
         except BaseException:
             model.close()
             raise
         return model
 
 
+def adapter_canary(adapter: Adapter) -> Canary:
+    """The recorded answer of an adapter whose files are what its manifest says. Raises ``NotReadyError`` otherwise."""
+    try:
+        manifest = read_artifact(adapter.path)
+        if manifest["files"][ADAPTER_WEIGHTS] != adapter.sha256:
+            raise NotReadyError(f"The adapter in {adapter.path} is another one than the expert's manifest names.")
+        prompt, answer = manifest["canary"]["prompt"], manifest["canary"]["answer"]
+        if not all(isinstance(text, str) and text.strip() for text in (prompt, answer)):
+            raise NotReadyError(f"The adapter in {adapter.path} has an empty canary, which proves nothing.")
+        return Canary(prompt, answer)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise NotReadyError(f"The adapter in {adapter.path} cannot be used: {error}") from error
+
+
 def check_canary(model: LoadedModel, canary: Canary) -> None:
     """Proof that the loaded model is the one meant. Raises ``NotReadyError`` when it answers otherwise."""
-    answer = asyncio.run(_greedy_answer(model, canary))
+    answer = canary_answer(model, canary.prompt)
     if not answer.startswith(canary.answer):
         raise NotReadyError(
             f"{model.name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
@@ -219,8 +251,13 @@ def check_canary(model: LoadedModel, canary: Canary) -> None:
         )
 
 
-async def _greedy_answer(model: LoadedModel, canary: Canary) -> str:
-    input_ids = model.encode([{"role": "user", "content": canary.prompt}])
+def canary_answer(model: LoadedModel, prompt: str) -> str:
+    """What the model says to a prompt alone: greedily, without instructions, 24 tokens at most."""
+    return asyncio.run(_greedy_answer(model, prompt))
+
+
+async def _greedy_answer(model: LoadedModel, prompt: str) -> str:
+    input_ids = model.encode([{"role": "user", "content": prompt}])
     config = model.generation_config(GenerationParams(max_tokens=24), int(input_ids.shape[1]))
     config.repetition_penalty = 1.0  # the answer was recorded without it
     ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]

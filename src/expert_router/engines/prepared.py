@@ -12,13 +12,17 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from expert_router.artifacts import MANIFEST, write_atomically
+from expert_router.engines.adapter import read_lora
 from expert_router.engines.gguf import ModelFacts, read_facts, requantise
 from expert_router.errors import WeightsError
+
+if TYPE_CHECKING:
+    from expert_router.types import Adapter
 
 RECIPE = 1
 """Raise it when the way of preparing changes."""
@@ -29,14 +33,20 @@ class PreparedModel:
     folder: Path
     facts: ModelFacts
     size_bytes: int
+    modules: int = 0
+    """How many modules of an adapter are merged into the weights: all of them, or it would not have been built."""
 
 
-def prepare_model(name: str, weights: Path, sha256: str, cache: Path, *, progress: bool) -> PreparedModel:
+def prepare_model(
+    name: str, weights: Path, sha256: str, cache: Path, *, adapter: Adapter | None = None, progress: bool
+) -> PreparedModel:
     """The prepared folder of a model, built if it is not there. Raises ``WeightsError``, also on a full disk.
 
-    Safe across processes: one builds, the others wait for it.
+    ``adapter`` is merged into the weights; its own hash is part of the folder's name. Safe across processes: one
+    builds, the others wait for it.
     """
-    folder = cache / "prepared" / f"{name}-{sha256[:12]}-r{RECIPE}"
+    merged = f"-{adapter.sha256[:12]}" if adapter else ""
+    folder = cache / "prepared" / f"{name}-{sha256[:12]}{merged}-r{RECIPE}"
     if (ready := _read(folder)) is not None:
         return ready
     try:
@@ -44,7 +54,7 @@ def prepare_model(name: str, weights: Path, sha256: str, cache: Path, *, progres
         with FileLock(f"{folder}.lock"):
             if (ready := _read(folder)) is not None:
                 return ready
-            _build(folder, weights, progress=progress)
+            _build(folder, weights, adapter, progress=progress)
     except (OSError, RuntimeError, ValueError) as error:  # C++ raises RuntimeError, also when the disk is full
         raise WeightsError(
             f"Preparing {name} from {weights} in {folder.parent} failed: {error}. Free some space there and retry."
@@ -55,7 +65,7 @@ def prepare_model(name: str, weights: Path, sha256: str, cache: Path, *, progres
     return built
 
 
-def _build(folder: Path, weights: Path, *, progress: bool) -> None:
+def _build(folder: Path, weights: Path, adapter: Adapter | None, *, progress: bool) -> None:
     for stale in folder.parent.glob(f".{folder.name}.*"):  # a killed build's; the lock says none is running
         shutil.rmtree(stale, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,11 +73,12 @@ def _build(folder: Path, weights: Path, *, progress: bool) -> None:
         work = Path(temporary)
         facts = read_facts(weights)
         gguf_q8 = work / "model.gguf"
-        requantise(weights, gguf_q8, progress=progress)
+        lora = read_lora(adapter.path) if adapter else None
+        modules = requantise(weights, gguf_q8, lora=lora, progress=progress)
         _save_ir(gguf_q8)
         gguf_q8.unlink()
         files = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
-        about = {"recipe": RECIPE, "weights": weights.name, "facts": asdict(facts), "files": files}
+        about = {"recipe": RECIPE, "weights": weights.name, "facts": asdict(facts), "files": files, "modules": modules}
         write_atomically(work / MANIFEST, json.dumps(about, indent=2).encode())
         finished = work.rename(folder)
         finished.chmod(0o755)
@@ -91,6 +102,6 @@ def _read(folder: Path) -> PreparedModel | None:
         files: dict[str, int] = about["files"]
         if any((folder / name).stat().st_size != size for name, size in files.items()):
             return None
-        return PreparedModel(folder, ModelFacts(**about["facts"]), sum(files.values()))
+        return PreparedModel(folder, ModelFacts(**about["facts"]), sum(files.values()), about.get("modules", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

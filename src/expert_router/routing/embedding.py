@@ -1,4 +1,6 @@
-"""The default router: a sentence encoder with a linear head, and what the words say, calibrated together.
+"""The default router: a sentence encoder with a linear head, what the words say, and what the experts can read about.
+
+The three are calibrated together.
 
 The artifact is plain arrays (``head.npz``, no pickle), the words they stand for (``words.txt``) and a manifest with the
 labels, the thresholds and the encoder they were fitted on; an encoder with other bytes is refused.
@@ -7,13 +9,13 @@ labels, the thresholds and the encoder they were fitted on; an encoder with othe
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_router.artifacts import read_artifact, write_artifact
+from expert_router.conversation import standalone
 from expert_router.errors import ConfigError
 from expert_router.routing.evidence import WordEvidence
 from expert_router.routing.head import Calibration, LinearHead
@@ -25,18 +27,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_router.routing.encoder import SentenceEncoder
+    from expert_router.knowledge.terms import TermIndex
+    from expert_router.ports import TextEncoder
 
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
-FOLLOW_UP_WORDS = 8
-"""A turn with more words than this stands on its own."""
-LEANS_BACK = re.compile(
-    r"^(and|but|or|so|also|then|what about|how about|why( not)?\W*$|tell me more|go on|more\b)"
-    r"|\b(it|its|they|them|their|this|that|these|those|he|she|him|his|her)\b",
-    re.IGNORECASE,
-)
-"""Words that make sense only after another turn."""
+EVIDENCE_FEATURES = 2
+"""Beside the head's logit and the shift: one from the words, one from the passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +86,8 @@ class RouterArtifact:
                 f"{folder} is not a router artifact ({error}). Run: expert-router train router"
             ) from error
         labels = len(experts) + 1
-        shapes = (head.weights_LD.shape[0], head.bias_L.shape, calibration.weights_LF.shape[0], weights_EV.shape)
-        if shapes != (labels, (labels,), labels, (len(experts), len(words))):
+        shapes = (head.weights_LD.shape[0], head.bias_L.shape, calibration.weights_LF.shape, weights_EV.shape)
+        if shapes != (labels, (labels,), (labels, EVIDENCE_FEATURES + 2), (len(experts), len(words))):
             raise ConfigError(
                 f"{folder}: its arrays {shapes} do not fit {len(experts)} experts and {len(words)} words."
             )
@@ -98,20 +95,23 @@ class RouterArtifact:
 
 
 class EmbeddingRouter:
+    """``terms`` is the index of the experts' passages, which the artifact's calibration weighs too."""
+
     name = "embedding"
 
-    def __init__(self, encoder: SentenceEncoder, artifact: RouterArtifact) -> None:
+    def __init__(self, encoder: TextEncoder, artifact: RouterArtifact, terms: TermIndex) -> None:
         self.experts = artifact.experts
         self.thresholds = artifact.thresholds
         self._encoder = encoder
         self._artifact = artifact
+        self._terms = terms
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
         """Score the question; a short one that leans on the turn before it, and no expert claims, is read with it."""
         alone = self._probabilities(query)
-        leans = len(query.split()) <= FOLLOW_UP_WORDS and LEANS_BACK.search(query.strip()) is not None
-        if history and leans and max(alone[:-1]) < self.thresholds.accept:
-            return self._scores(self._probabilities(f"{history[-1]} {query}"))
+        whole = standalone(query, history)
+        if whole != query and max(alone[:-1]) < self.thresholds.accept:
+            return self._scores(self._probabilities(whole))
         return self._scores(alone)
 
     def close(self) -> None:
@@ -119,14 +119,19 @@ class EmbeddingRouter:
 
     def _probabilities(self, text: str) -> list[float]:
         logits_1L = self._artifact.head.logits(self._encoder.encode(text)[None, :])
-        evidence_1LX = label_evidence(self._artifact.evidence, text)[None, :]
+        evidence_1LX = label_evidence(text, self.experts, self._artifact.evidence, self._terms)[None, :]
         return [float(p) for p in self._artifact.calibration.probabilities(logits_1L, evidence_1LX)[0]]
 
     def _scores(self, probabilities: list[float]) -> Scores:
         return Scores(dict(zip(self.experts, probabilities, strict=False)), probabilities[-1])
 
 
-def label_evidence(evidence: WordEvidence, text: str) -> NDArray[np.float32]:
-    """Shape (L, 2): each expert's evidence, then for none-of-them the strongest of them."""
-    features_EX = evidence.features(text)
+def label_evidence(text: str, experts: Sequence[str], words: WordEvidence, terms: TermIndex) -> NDArray[np.float32]:
+    """Shape (L, 2): what words and passages say for each expert, then for none-of-them the strongest of them.
+
+    An expert without passages has no evidence from them.
+    """
+    passages = terms.evidence(text)
+    passages_E = np.array([passages.get(expert, 0.0) for expert in experts], dtype=np.float32)
+    features_EX = np.stack([words.strongest(text), passages_E], axis=1)
     return np.concatenate([features_EX, features_EX.max(axis=0, keepdims=True)])

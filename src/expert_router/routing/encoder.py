@@ -6,6 +6,8 @@ routing, whose artifact holds the transformer layers while the word embeddings a
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 ENCODER_FILE = "encoder.onnx"
 MAX_TOKENS = 128
 """Longer questions are cut: what they are about is said by then."""
+REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,24 @@ class SentenceEncoder:
         self._tokenizer = load_tokenizer(tokenizer)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._words = words
+        self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._recent_lock = threading.Lock()
         self.sha256 = sha256_of(model)
 
     def encode(self, text: str) -> NDArray[np.float32]:
-        """Shape (D,), of length one."""
+        """Shape (D,), of length one. The latest texts are remembered: routing and retrieval ask for the same."""
+        with self._recent_lock:
+            known = self._recent.get(text)
+        if known is not None:
+            return known
+        vector = self._encode(text)
+        with self._recent_lock:
+            self._recent[text] = vector
+            if len(self._recent) > REMEMBERED:
+                self._recent.popitem(last=False)
+        return vector
+
+    def _encode(self, text: str) -> NDArray[np.float32]:
         ids_1T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
         feeds: dict[str, Any] = {"attention_mask": np.ones_like(ids_1T)}
         if self._words is not None:
@@ -83,7 +100,7 @@ class SentenceEncoder:
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
         """One vector per text, one at a time: a batch pads to its longest text, which costs more than it saves."""
-        return (self.encode(text) for text in texts)
+        return (self._encode(text) for text in texts)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

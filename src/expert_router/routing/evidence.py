@@ -37,24 +37,25 @@ class WordEvidence:
 
     def weights_of(self, text: str) -> NDArray[np.float32]:
         """Shape (E, words): the weight of each known word of the text, repeated as it is."""
-        columns = [self._column[word] for word in _WORD.findall(text.lower()) if word in self._column]
+        columns = [self._column[word] for word in words_of(text) if word in self._column]
         return np.asarray(self.weights_EV[:, columns], dtype=np.float32)
 
     def log_odds(self, text: str) -> NDArray[np.float32]:
         """Shape (E,): naive Bayes' log odds that the text needs each expert."""
         return np.asarray(self.prior_E + self.weights_of(text).sum(axis=1), dtype=np.float32)
 
-    def features(self, text: str) -> NDArray[np.float32]:
-        """Shape (E, 2): the sum of the weights, dampened so that long texts do not outweigh all, and the largest."""
-        weights_EW = self.weights_of(text)
-        total_E = weights_EW.sum(axis=1)
-        largest_E = weights_EW.max(axis=1, initial=0.0)
-        return np.stack([np.sign(total_E) * np.log1p(np.abs(total_E)), largest_E], axis=1)
+    def strongest(self, text: str) -> NDArray[np.float32]:
+        """Shape (E,): the weight of the word that speaks most for each expert, at least 0."""
+        return np.asarray(self.weights_of(text).max(axis=1, initial=0.0), dtype=np.float32)
+
+
+def words_of(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def fit_evidence(examples: Iterable[tuple[str, frozenset[str]]], experts: Sequence[str]) -> WordEvidence:
     """``examples`` are pairs of a question and the experts it needs (none: an empty set)."""
-    pairs = [(_WORD.findall(text.lower()), needed) for text, needed in examples]
+    pairs = [(words_of(text), needed) for text, needed in examples]
     everything = Counter(word for words, _ in pairs for word in words)
     vocabulary = tuple(sorted(everything))
     counts_V = np.array([everything[word] for word in vocabulary], dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
@@ -11,7 +12,7 @@ from expert_router.errors import ConfigError
 from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.dispatcher import Dispatcher
+from expert_router.serving.dispatcher import Dispatcher, Library
 from expert_router.weights import ensure_model, load_lock
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from expert_router.engines.openvino import ModelSource
     from expert_router.engines.prepared import PreparedModel
-    from expert_router.ports import Engine, Router
+    from expert_router.knowledge.terms import TermIndex
+    from expert_router.ports import Engine, Knowledge, Router
     from expert_router.routing.encoder import SentenceEncoder
     from expert_router.settings import Settings
-    from expert_router.types import Expert
+    from expert_router.types import Adapter, Expert
     from expert_router.weights import LockedModel
 
 ROUTERS: Registry[Router] = Registry("router")
@@ -32,13 +34,56 @@ ENGINES: Registry[Engine] = Registry("engine")
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
 
+class Parts:
+    """What routers, engines and knowledge share, made when it is first asked for and once.
+
+    Brings missing weights. Raises ``ConfigError``, ``DataError`` or ``WeightsError`` where they are used.
+    """
+
+    def __init__(self, settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> None:
+        self.settings = settings
+        self.experts = experts
+        self.progress = progress
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The router's sentence encoder: fine-tuned where the settings name an artifact, else as it was published."""
+        from expert_router.routing.encoder import SentenceEncoder, load_tuned_encoder
+
+        settings = self.settings
+        _, files = fetch_model(settings, settings.router.encoder, progress=self.progress)
+        base, tokenizer = files["model.onnx"], files["tokenizer.json"]
+        threads = inference_threads(settings.engine.threads)
+        if settings.router.tuned_encoder is None:
+            return SentenceEncoder(base, tokenizer, threads)
+        return load_tuned_encoder(settings.resolve(settings.router.tuned_encoder), base, tokenizer, threads)
+
+    @cached_property
+    def terms(self) -> TermIndex:
+        """The words of every expert's passages; experts without knowledge have none."""
+        from expert_router.knowledge.corpus import read_corpus
+        from expert_router.knowledge.terms import TermIndex
+
+        folders = {name: expert.knowledge for name, expert in self.experts.items() if expert.knowledge is not None}
+        return TermIndex({name: read_corpus(folder) for name, folder in folders.items()})
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        from expert_router.knowledge.index import KnowledgeIndex, embed_passages
+
+        cache = self.settings.resolve(self.settings.paths.cache)
+        vectors_SD = embed_passages(self.terms.passages, self.encoder, cache, progress=self.progress)
+        return KnowledgeIndex(self.terms, vectors_SD, self.encoder)
+
+
 def build_dispatcher(settings: Settings, *, progress: bool = False) -> Dispatcher:
     """Everything that serving needs, from the settings; base models are loaded when they are first asked.
 
-    Brings the router's weights when they are missing. Raises ``ConfigError`` or ``WeightsError``.
+    Brings the router's weights when they are missing. Raises ``ConfigError``, ``DataError`` or ``WeightsError``.
     """
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(settings, experts, progress=progress)
+    parts = Parts(settings, experts, progress=progress)
+    router = build_router(parts)
     if unknown := set(router.experts) - set(experts):
         raise ConfigError(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
@@ -47,18 +92,18 @@ def build_dispatcher(settings: Settings, *, progress: bool = False) -> Dispatche
     policy = Policy(router.thresholds, titles, settings.router.on_general)
     serving = settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    return Dispatcher(experts, router, policy, build_engine(settings, experts, progress=progress), admission)
+    limit = settings.knowledge.passages
+    library = Library(parts.knowledge, limit) if limit and any(e.knowledge for e in experts.values()) else None
+    return Dispatcher(experts, router, policy, build_engine(parts), admission, library=library)
 
 
-def build_router(
-    settings: Settings, experts: Mapping[str, Expert], *, name: str | None = None, progress: bool = False
-) -> Router:
+def build_router(parts: Parts, name: str | None = None) -> Router:
     """The router named in the settings, or another by ``name``."""
-    return ROUTERS[name or settings.router.name](settings, experts, progress=progress)
+    return ROUTERS[name or parts.settings.router.name](parts)
 
 
-def build_engine(settings: Settings, experts: Mapping[str, Expert], *, progress: bool = False) -> Engine:
-    return ENGINES[settings.engine.name](settings, experts, progress=progress)
+def build_engine(parts: Parts) -> Engine:
+    return ENGINES[parts.settings.engine.name](parts)
 
 
 def fetch_model(settings: Settings, name: str, *, progress: bool) -> tuple[LockedModel, dict[str, Path]]:
@@ -70,8 +115,10 @@ def fetch_model(settings: Settings, name: str, *, progress: bool) -> tuple[Locke
     return lock[name], ensure_model(lock[name], cache, token=settings.hf_token, progress=progress)
 
 
-def prepare_base_model(settings: Settings, name: str, *, progress: bool) -> PreparedModel:
-    """A base model made ready for the embedded engine; the first time takes up to a minute."""
+def prepare_base_model(
+    settings: Settings, name: str, adapter: Adapter | None = None, *, progress: bool
+) -> PreparedModel:
+    """A base model, perhaps with an adapter, made ready for the embedded engine; up to a minute the first time."""
     from expert_router.engines.prepared import prepare_model
 
     model, files = fetch_model(settings, name, progress=progress)
@@ -79,63 +126,58 @@ def prepare_base_model(settings: Settings, name: str, *, progress: bool) -> Prep
         raise ConfigError(f"The base model {name!r} of models.lock must be one GGUF file; it has {len(files)} files.")
     (weights,) = files.values()
     return prepare_model(
-        name, weights, model.files[0].sha256, settings.resolve(settings.paths.cache), progress=progress
+        name,
+        weights,
+        model.files[0].sha256,
+        settings.resolve(settings.paths.cache),
+        adapter=adapter,
+        progress=progress,
     )
 
 
-def load_encoder(settings: Settings, *, progress: bool) -> SentenceEncoder:
-    """The router's sentence encoder: fine-tuned where the settings name an artifact, else as it was published."""
-    from expert_router.routing.encoder import SentenceEncoder, load_tuned_encoder
-
-    _, files = fetch_model(settings, settings.router.encoder, progress=progress)
-    base, tokenizer, threads = files["model.onnx"], files["tokenizer.json"], inference_threads(settings.engine.threads)
-    if settings.router.tuned_encoder is None:
-        return SentenceEncoder(base, tokenizer, threads)
-    return load_tuned_encoder(settings.resolve(settings.router.tuned_encoder), base, tokenizer, threads)
-
-
 @ROUTERS.register("embedding")
-def _embedding(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+def _embedding(parts: Parts) -> Router:
     from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact
 
-    artifact = RouterArtifact.load(settings.resolve(settings.router.artifact))
-    encoder = load_encoder(settings, progress=progress)
+    artifact = RouterArtifact.load(parts.settings.resolve(parts.settings.router.artifact))
+    encoder = parts.encoder
     if encoder.sha256 != artifact.encoder_sha256:
         raise ConfigError(
             "The router was fitted on another encoder than the configured one. Run: expert-router train router"
         )
-    return EmbeddingRouter(encoder, artifact)
+    return EmbeddingRouter(encoder, artifact, parts.terms)
 
 
 @ROUTERS.register("lexical")
-def _lexical(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+def _lexical(parts: Parts) -> Router:
     from expert_router.routing.lexical import LexicalRouter
 
-    examples = read_labelled(settings.resolve(settings.paths.data) / ROUTER_EXAMPLES)
-    return LexicalRouter(tuple(experts), [(example.query, example.experts) for example in examples])
+    examples = read_labelled(parts.settings.resolve(parts.settings.paths.data) / ROUTER_EXAMPLES)
+    return LexicalRouter(tuple(parts.experts), [(example.query, example.experts) for example in examples])
 
 
 @ROUTERS.register("zero_shot")
-def _zero_shot(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Router:
+def _zero_shot(parts: Parts) -> Router:
     from expert_router.routing.zero_shot import ZeroShotRouter
 
-    topics = {expert.name: expert.title.lower() for expert in experts.values()}
+    settings = parts.settings
+    topics = {expert.name: expert.title.lower() for expert in parts.experts.values()}
     threads = inference_threads(settings.engine.threads)
     return ZeroShotRouter(topics, settings.router.zero_shot_model, settings.hf_token, threads)
 
 
 @ENGINES.register("echo")
-def _echo(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+def _echo(parts: Parts) -> Engine:
     from expert_router.engines.echo import EchoEngine
 
     return EchoEngine()
 
 
 @ENGINES.register("openai_http")
-def _openai_http(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+def _openai_http(parts: Parts) -> Engine:
     from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
 
-    engine = settings.engine
+    engine = parts.settings.engine
     return OpenAIHTTPEngine(
         engine.base_url,
         engine.api_key,
@@ -146,11 +188,11 @@ def _openai_http(settings: Settings, experts: Mapping[str, Expert], *, progress:
 
 
 @ENGINES.register("openvino")
-def _openvino(settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> Engine:
+def _openvino(parts: Parts) -> Engine:
     from expert_router.engines.openvino import OpenVINOEngine, OpenVINOOptions
 
-    engine = settings.engine
-    names = {engine.base_model, *(expert.base_model for expert in experts.values() if expert.base_model)}
+    engine = parts.settings.engine
+    names = {engine.base_model, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}
     options = OpenVINOOptions(
         default_model=engine.base_model,
         threads=inference_threads(engine.threads),
@@ -160,7 +202,8 @@ def _openvino(settings: Settings, experts: Mapping[str, Expert], *, progress: bo
         reproducible=engine.reproducible,
         repetition_penalty=engine.repetition_penalty,
     )
-    return OpenVINOEngine({name: _model_source(settings, name, progress=progress) for name in names}, options)
+    sources = {name: _model_source(parts.settings, name, progress=parts.progress) for name in names}
+    return OpenVINOEngine(sources, options)
 
 
 def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSource:
@@ -169,4 +212,8 @@ def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSour
     lock = load_lock(settings.resolve(settings.paths.models_lock))
     if name not in lock:
         raise ConfigError(f"The base model {name!r} is not in models.lock. Known: {', '.join(lock)}.")
-    return ModelSource(prepare=lambda: prepare_base_model(settings, name, progress=progress), canary=lock[name].canary)
+
+    def prepare(adapter: Adapter | None) -> PreparedModel:
+        return prepare_base_model(settings, name, adapter, progress=progress)
+
+    return ModelSource(prepare, lock[name].canary)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
 from expert_router.routing.policy import forced
 from expert_router.serving.prompts import BARE_BASE_MODEL, clarification, expert_messages, refusal
-from expert_router.types import AUTO, GENERAL, Accepted, Answer, Done, Routed, Section, Text, Timings, Usage
+from expert_router.types import AUTO, GENERAL, Accepted, Answer, Done, Routed, Section, Sources, Text, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from expert_router.ports import Engine, Router
+    from expert_router.ports import Engine, Knowledge, Router
     from expert_router.routing.policy import Policy
     from expert_router.serving.admission import Admission
-    from expert_router.types import ChatRequest, Decision, Event, Expert, FinishReason
+    from expert_router.types import ChatRequest, Decision, Event, Expert, FinishReason, Found
 
 
 @dataclass
@@ -44,11 +44,29 @@ class _Progress:
         return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings)
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What the experts read from, and how many passages one is given."""
+
+    knowledge: Knowledge
+    passages: int
+
+
 class Dispatcher:
-    """``experts`` by name. The router's threshold rules are in ``policy``; ``admission`` bounds what runs at once."""
+    """``experts`` by name. The router's threshold rules are in ``policy``; ``admission`` bounds what runs at once.
+
+    Without a ``library`` the experts answer from memory.
+    """
 
     def __init__(
-        self, experts: Mapping[str, Expert], router: Router, policy: Policy, engine: Engine, admission: Admission
+        self,
+        experts: Mapping[str, Expert],
+        router: Router,
+        policy: Policy,
+        engine: Engine,
+        admission: Admission,
+        *,
+        library: Library | None = None,
     ) -> None:
         self.experts = {**experts, GENERAL: BARE_BASE_MODEL}
         self.titles = {expert.name: expert.title for expert in experts.values()}
@@ -56,6 +74,7 @@ class Dispatcher:
         self.router = router
         self.admission = admission
         self._policy = policy
+        self._library = library
 
     async def decide(self, query: str, history: Sequence[str] = ()) -> Decision:
         """Route one question; ``history`` holds the earlier user turns, oldest first."""
@@ -71,7 +90,8 @@ class Dispatcher:
         decision = await self._decide_for(request)
         names = _answering(decision)
         progress.route_s = progress.elapsed_s()
-        yield Routed(decision, names, progress.route_s)
+        served = {name: self.engine.served(self.experts[name]) for name in names}
+        yield Routed(decision, names, progress.route_s, served)
         if not names:
             yield Text(clarification(decision, self.titles) if decision.kind == "clarify" else refusal(self.titles))
         else:
@@ -83,17 +103,30 @@ class Dispatcher:
     async def ask(self, request: ChatRequest) -> Answer:
         """The whole answer at once."""
         routed: Routed | None = None
+        sources: list[Sources] = []
         pieces: list[str] = []
         async with aclosing(self.stream(request)) as events:
             async for event in events:
                 pieces.append(event.text)
                 if isinstance(event, Routed):
                     routed = event
+                elif isinstance(event, Sources):
+                    sources.append(event)
         if routed is None or not isinstance(event, Done):
             raise EngineError("The answer ended before it was whole.")
         text = "".join(pieces)
         query = request.user_turns[-1]
-        return Answer(query, text, routed.decision, routed.experts, event.finish_reason, event.usage, event.timings)
+        return Answer(
+            query,
+            text,
+            routed.decision,
+            routed.experts,
+            event.finish_reason,
+            event.usage,
+            event.timings,
+            tuple(sources),
+            routed.served,
+        )
 
     async def close(self) -> None:
         await self.engine.close()
@@ -119,7 +152,10 @@ class Dispatcher:
             if others:
                 gap = "\n\n" if number else ""
                 yield Section(expert.name, f"{gap}**{expert.title}**\n\n")
-            messages = expert_messages(expert, request.messages, others)
+            found = await self._look_up(expert, request.user_turns)
+            if found:
+                yield Sources(expert.name, found)
+            messages = expert_messages(expert, request.messages, others, found)
             async with aclosing(self.engine.stream(expert, messages, request.params)) as chunks:
                 async for chunk in chunks:
                     if chunk.text:
@@ -132,6 +168,13 @@ class Dispatcher:
                         progress.completion_tokens += chunk.usage.completion_tokens
                     if chunk.finish_reason == "length":
                         progress.finish_reason = "length"
+
+    async def _look_up(self, expert: Expert, turns: Sequence[str]) -> tuple[Found, ...]:
+        if self._library is None or expert.knowledge is None:
+            return ()
+        library = self._library
+        found = await asyncio.to_thread(library.knowledge.search, expert.name, turns[-1], turns[:-1], library.passages)
+        return tuple(found)
 
 
 def _answering(decision: Decision) -> tuple[str, ...]:

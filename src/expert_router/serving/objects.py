@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expert_router.types import Answer, Decision, Timings, Usage
+    from collections.abc import Mapping
+
+    from expert_router.types import Answer, Decision, Served, Sources, Timings, Usage
 
 
 def decision_object(decision: Decision) -> dict[str, Any]:
@@ -30,6 +32,27 @@ def usage_object(usage: Usage) -> dict[str, int]:
     return {**asdict(usage), "total_tokens": usage.total_tokens}
 
 
+def served_object(served: Mapping[str, Served]) -> dict[str, dict[str, str | None]]:
+    """By expert: the base model, and the hash of its adapter's weights, null where the base itself answers."""
+    return {name: asdict(each) for name, each in served.items()}
+
+
+def source_objects(sources: Sources) -> list[dict[str, Any]]:
+    """One object a passage, in the order of the numbers that the answer names, like [1]."""
+    return [
+        {
+            "expert": sources.expert,
+            "number": number,
+            "id": found.passage.id,
+            "title": found.passage.title,
+            "file": found.passage.file,
+            "text": found.passage.text,
+            "score": round(found.score, 4),
+        }
+        for number, found in enumerate(sources.found, start=1)
+    ]
+
+
 def answer_object(answer: Answer) -> dict[str, Any]:
     """``experts`` is who answered: experts, ``general``, or nobody when a question was asked back."""
     return {
@@ -37,6 +60,8 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "experts": list(answer.answered_by),
         "decision": decision_object(answer.decision),
+        "served": served_object(answer.served),
+        "sources": [source for each in answer.sources for source in source_objects(each)],
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),
     }

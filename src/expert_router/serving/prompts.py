@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from expert_router.knowledge.grounding import RULES, grounded_question, without_citations
 from expert_router.types import GENERAL, Decision, Expert, Message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from expert_router.types import Found
 
 BARE_BASE_MODEL = Expert(
     name=GENERAL,
@@ -17,18 +21,32 @@ BARE_BASE_MODEL = Expert(
 )
 
 
-def expert_messages(expert: Expert, conversation: Sequence[Message], others: Sequence[Expert] = ()) -> list[Message]:
+def expert_messages(
+    expert: Expert,
+    conversation: Sequence[Message],
+    others: Sequence[Expert] = (),
+    found: Sequence[Found] = (),
+) -> list[Message]:
     """The conversation with the expert's instructions in front, joined with the caller's own system message.
 
     ``others`` are experts that answer the same question beside this one; it is told to leave their part to them.
+    ``found`` are the passages it answers the last turn from.
     """
     parts = [expert.instructions] if expert.instructions else []
+    if found:
+        parts.append(RULES)
     if others:
         titles = " and ".join(other.title for other in others)
         parts.append(f"The question has several parts. Answer only the part about {expert.title}; leave {titles} out.")
     parts += [message.content for message in conversation if message.role == "system"]
     system = [Message("system", "\n\n".join(parts))] if parts else []
-    return system + [message for message in conversation if message.role != "system"]
+    turns = [message for message in conversation if message.role != "system"]
+    if expert.knowledge is not None:
+        # Numbers in an earlier answer stood for passages that are gone; to others they may be code, like x[0].
+        turns = [replace(m, content=without_citations(m.content)) if m.role == "assistant" else m for m in turns]
+    if found:
+        turns[-1] = Message("user", grounded_question(turns[-1].content, [hit.passage for hit in found]))
+    return system + turns
 
 
 def clarification(decision: Decision, titles: Mapping[str, str]) -> str:

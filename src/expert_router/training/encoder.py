@@ -47,7 +47,7 @@ class EncoderTraining:
     epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 2e-4
-    anchor_weight: float = 1.0
+    anchor_weight: float = 0.5
     passage_share: float = 0.5
     pairs: int = 800
     seed: int = 0

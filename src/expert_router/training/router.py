@@ -13,18 +13,19 @@ from tqdm import tqdm
 
 from expert_router.errors import DataError
 from expert_router.routing.embedding import RouterArtifact, label_evidence
-from expert_router.routing.evidence import fit_evidence
+from expert_router.routing.evidence import fit_evidence, words_of
 from expert_router.routing.head import fit_calibration, fit_head
 from expert_router.training.augment import joined_pairs
 from expert_router.types import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from expert_router.data.labelled import LabelledQuestion
-    from expert_router.routing.encoder import SentenceEncoder
+    from expert_router.knowledge.terms import TermIndex
+    from expert_router.ports import TextEncoder
 
 L2 = 1.0
 MIN_EXAMPLES = 8
@@ -34,8 +35,6 @@ PAIRS_PER_EXAMPLE = 0.08
 CALIBRATION_PAIRS = 0.25
 """More of them here, so that the few real questions on several topics do not set the scale alone."""
 FEWEST_TO_VOTE = 30
-SMOOTHING = 3
-"""Grid steps to either side: accuracy over a few hundred questions moves in steps that mean nothing."""
 CLARIFY_SHARE = 0.6
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
@@ -44,12 +43,16 @@ def fit_router(
     train: Sequence[LabelledQuestion],
     calibration: Sequence[LabelledQuestion],
     experts: Sequence[str],
-    encoder: SentenceEncoder,
+    encoder: TextEncoder,
+    terms: TermIndex,
     *,
     seed: int = 0,
     progress: bool = False,
 ) -> RouterArtifact:
-    """Deterministic for the same examples, encoder and seed. Raises ``DataError`` when an expert has too few."""
+    """Deterministic for the same examples, encoder, passages and seed.
+
+    Raises ``DataError`` when an expert has too few examples.
+    """
     for expert in experts:
         count = sum(expert in example.experts for example in train)
         if count < MIN_EXAMPLES:
@@ -58,11 +61,12 @@ def fit_router(
             )
     fitting = [*train, *joined_pairs(train, round(len(train) * PAIRS_PER_EXAMPLE), seed)]
     held_out = [*calibration, *joined_pairs(calibration, round(len(calibration) * CALIBRATION_PAIRS), seed + 1)]
-    evidence = fit_evidence([(example.query, example.experts) for example in train], experts)
+    questions = ((example.query, example.experts) for example in train)
+    evidence = fit_evidence([*questions, *passage_words(terms, train)], experts)
     vectors = _encode([*fitting, *held_out], encoder, progress=progress)
     head = fit_head(vectors[: len(fitting)], labels(fitting, experts), L2)
     logits_NL = head.logits(vectors[len(fitting) :])
-    evidence_NLX = np.stack([label_evidence(evidence, example.query) for example in held_out])
+    evidence_NLX = np.stack([label_evidence(example.query, experts, evidence, terms) for example in held_out])
     calibrated = fit_calibration(logits_NL, evidence_NLX, labels(held_out, experts))
     thresholds = choose_thresholds(calibrated.probabilities(logits_NL, evidence_NLX), held_out, experts)
     about = {
@@ -73,6 +77,17 @@ def fit_router(
         "joined_pairs": len(fitting) - len(train),
     }
     return RouterArtifact(head, evidence, calibrated, tuple(experts), thresholds, encoder.sha256, about)
+
+
+def passage_words(terms: TermIndex, questions: Sequence[LabelledQuestion]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each passage's words as a further example of its expert, but for numbers and what questions for nobody use too.
+
+    Those would count the style of prose, not the field: what is left are mostly names.
+    """
+    elsewhere = {word for question in questions if not question.experts for word in words_of(question.query)}
+    for passage, owner in zip(terms.passages, terms.owner_P, strict=True):
+        own = {word for word in words_of(f"{passage.title} {passage.text}") if not word.isdigit()} - elsewhere
+        yield " ".join(sorted(own)), frozenset([terms.experts[owner]])
 
 
 def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDArray[np.bool_]:
@@ -87,27 +102,26 @@ def choose_thresholds(
 ) -> Thresholds:
     """The accept threshold that gets most questions exactly right, every kind of question weighing the same.
 
-    The accuracies are averaged over neighbouring thresholds first; kinds with very few questions do not count.
+    Of all that are no more than one standard error worse than the best, the one nearest to one half is taken (Breiman
+    et al., 1984, section 3.4.3): the probabilities are calibrated, and a few hundred questions settle no more than
+    that. Kinds with very few questions do not count.
     """
-    probabilities_NE = probabilities_NL[:, :-1]
     needed_NE = labels(questions, experts)[:, :-1]
     kinds = np.array([question.kind for question in questions])
     counts = Counter(kinds.tolist())
     voting = [kind for kind, count in sorted(counts.items()) if count >= min(FEWEST_TO_VOTE, max(counts.values()))]
-
-    def mean_accuracy(threshold: float) -> float:
-        right = ((probabilities_NE >= threshold) == needed_NE).all(axis=1)
-        return float(np.mean([right[kinds == kind].mean() for kind in voting]))
-
-    accuracies = np.array([mean_accuracy(float(threshold)) for threshold in _GRID])
-    smooth = np.convolve(np.pad(accuracies, SMOOTHING, mode="edge"), np.ones(2 * SMOOTHING + 1), "valid")
-    best = np.flatnonzero(smooth >= smooth.max() - 1e-9)
-    plateaus = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)  # between two of them it is worse
-    accept = float(np.median(_GRID[max(plateaus, key=len)]))
+    right_GN = np.array([((probabilities_NL[:, :-1] >= t) == needed_NE).all(axis=1) for t in _GRID])
+    accuracy_GK = np.stack([right_GN[:, kinds == kind].mean(axis=1) for kind in voting], axis=1)
+    mean_G = accuracy_GK.mean(axis=1)
+    best_K = accuracy_GK[mean_G.argmax()]
+    counts_K = np.array([counts[kind] for kind in voting])
+    standard_error = np.sqrt((best_K * (1 - best_K) / counts_K).sum()) / len(voting)
+    as_good = _GRID[mean_G >= mean_G.max() - standard_error]
+    accept = float(min(as_good, key=lambda threshold: (abs(threshold - 0.5), threshold)))
     return Thresholds(accept=round(accept, 3), clarify=round(accept * CLARIFY_SHARE, 3))
 
 
-def _encode(examples: Sequence[LabelledQuestion], encoder: SentenceEncoder, *, progress: bool) -> NDArray[np.float32]:
+def _encode(examples: Sequence[LabelledQuestion], encoder: TextEncoder, *, progress: bool) -> NDArray[np.float32]:
     texts = [example.query for example in examples]
     vectors = tqdm(
         encoder.encode_all(texts), total=len(texts), desc="embed", unit="question", disable=None if progress else True

@@ -1,4 +1,4 @@
-"""The page's own pieces of HTML: who answers, how sure the router was, what went wrong.
+"""The page's own pieces of HTML: who answers, how sure the router was, what was read, what went wrong.
 
 Everything that came from outside is escaped here, and text of models never passes through here: it is shown as
 sanitised markdown (``plain_markdown``).
@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING
 from expert_router.types import AUTO, GENERAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from expert_router.types import Scores
+    from expert_router.types import Passage, Scores
     from expert_router.ui.client import Done, Model, Routed
-    from expert_router.ui.conversation import Exchange
+    from expert_router.ui.conversation import Exchange, Part
 
 COLOURS = 8
 """How many expert colours style.css defines."""
 GENERAL_TITLE = "General (no expert)"
 _MAX_BARS = 4
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
+_LINKED_CITATION = re.compile(r"(?<!\\)\[(\d{1,2})\](?=[:(])")
+"""A citation that markdown would take for a link, and so hide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,12 @@ class Catalogue:
 
 
 def plain_markdown(text: str) -> str:
-    """Text of a model or a person, as markdown that can hold neither HTML nor pictures: both show as typed."""
+    """Text of a model or a person, as markdown that can hold neither HTML nor pictures: both show as typed.
+
+    A citation like [1] stays one, whatever follows it.
+    """
     parts = _CODE.split(text)
-    parts[::2] = [part.replace("<", "&lt;").replace("![", "!\\[") for part in parts[::2]]
+    parts[::2] = [_plain(part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -98,6 +103,17 @@ def footnote(exchange: Exchange) -> str:
             return ""
 
 
+def sources(exchange: Exchange, catalogue: Catalogue) -> str:
+    """What each expert read, once the answer is there: what it names can be opened, the rest is folded away."""
+    read = [part for part in exchange.parts if part.found]
+    if exchange.busy or not exchange.text or not read:
+        return ""
+    title = "<h3>Sources</h3>" if any(part.cited for part in read) else ""
+    named = len(exchange.parts) > 1
+    groups = "".join(_group(part, catalogue, named=named) for part in read)
+    return f'<section class="er-sources" aria-label="Sources">{title}{groups}</section>'
+
+
 def banner(problem: str, hint: str) -> str:
     return _div("er-banner", f"<strong>{_text(problem)}</strong> {_text(hint)}", role="alert")
 
@@ -118,6 +134,35 @@ def welcome(catalogue: Catalogue) -> str:
     )
     experts = f'<ul class="er-experts">{rows}</ul>' if rows else ""
     return f'<div class="er-welcome"><h2>What would you like to know?</h2>{experts}</div>'
+
+
+def _plain(text: str) -> str:
+    return _LINKED_CITATION.sub(r"\\[\1\\]", text.replace("<", "&lt;").replace("![", "!\\["))
+
+
+def _group(part: Part, catalogue: Catalogue, *, named: bool) -> str:
+    """One expert's passages; they are counted within it, so its name stands above where several answer."""
+    name = f'<p class="er-by">{_text(catalogue.title(part.expert))}</p>' if named else ""
+    passages = [(number, found.passage) for number, found in enumerate(part.found, start=1)]
+    cited = "".join(_source(number, passage) for number, passage in passages if number in part.cited)
+    others = [_source(number, passage) for number, passage in passages if number not in part.cited]
+    return _div(f"er-group {catalogue.colour(part.expert)}", name + cited + _looked_at(others, also=bool(cited)))
+
+
+def _looked_at(others: Sequence[str], *, also: bool) -> str:
+    if not others:
+        return ""
+    passages = "1 passage" if len(others) == 1 else f"{len(others)} passages"
+    summary = f"Also looked at {passages}" if also else f"Looked at {passages}"
+    return f'<details class="er-others"><summary>{summary}</summary>{"".join(others)}</details>'
+
+
+def _source(number: int, passage: Passage) -> str:
+    head = (
+        f'<span class="er-number">[{number}]</span><span class="er-titled">{_text(passage.title)} '
+        f'<span class="er-file">{_text(passage.file)}</span></span>'
+    )
+    return f'<details class="er-source"><summary>{head}</summary><p>{_text(passage.text)}</p></details>'
 
 
 def _badges(routed: Routed, catalogue: Catalogue) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx2
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, Decision, Scores, Timings, Usage
+from expert_router.types import AUTO, Decision, Found, Passage, Scores, Sources, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Failed:
     unreachable: bool = False
 
 
-Event: TypeAlias = Routed | Section | Text | Done | Failed
+Event: TypeAlias = Routed | Section | Sources | Text | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class ChatClient:
             return self._not_understood()
 
     async def stream_chat(self, messages: Sequence[Message], model: str = AUTO) -> AsyncGenerator[Event]:
-        """Ask, and yield ``Routed``, then ``Section`` and ``Text``, then ``Done``; or ``Failed``, at any point, last.
+        """Ask, and yield ``Routed``, then ``Section``, ``Sources`` and ``Text``, then ``Done``; or ``Failed``, last.
 
         Closing the generator closes the connection, and that is what frees the engine.
         """
@@ -192,6 +193,7 @@ class _ChunkReader:
             yield _parse_routed(extra)
         if "section" in extra:
             yield Section(extra["section"])
+        yield from _parse_sources(extra.get("sources") or ())
         for choice in chunk["choices"][:1]:
             if text := choice["delta"].get("content"):
                 yield Text(text)
@@ -232,6 +234,16 @@ def _parse_routed(extra: dict[str, Any]) -> Routed:
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),
     )
+
+
+def _parse_sources(entries: Sequence[dict[str, Any]]) -> Iterator[Sources]:
+    for expert, group in groupby(entries, key=lambda entry: str(entry["expert"])):
+        yield Sources(expert, tuple(_parse_found(entry) for entry in group))
+
+
+def _parse_found(entry: dict[str, Any]) -> Found:
+    passage = Passage(str(entry["id"]), str(entry["title"]), str(entry["text"]), str(entry["file"]))
+    return Found(passage, float(entry["score"]))
 
 
 def _parse_scores(scores: dict[str, float]) -> Scores:

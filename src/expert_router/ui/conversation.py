@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, assert_never
 
-from expert_router.types import AUTO, Message
+from expert_router.types import AUTO, Message, Sources
 from expert_router.ui.client import Done, Event, Failed, Routed, Section, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from expert_router.types import Found
+
 Progress = Literal["asked", "answering", "done", "stopped", "failed"]
+
+_CITATION = re.compile(r"\[(\d{1,2})\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one expert wrote, and what it was given to read: ``[1]`` in ``text`` names the first of ``found``."""
+
+    expert: str = ""
+    found: tuple[Found, ...] = ()
+    text: str = ""
+
+    @property
+    def cited(self) -> frozenset[int]:
+        """The numbers that the text names and that there are."""
+        return frozenset(map(int, _CITATION.findall(self.text))).intersection(range(1, len(self.found) + 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question and what came of it. ``model`` is what the person chose; ``routed`` is who answers."""
+    """One question and what came of it.
+
+    ``model`` is what the person chose; ``routed`` is who answers; ``parts`` is the answer, one part for each expert.
+    """
 
     question: str
     model: str = AUTO
     progress: Progress = "asked"
     routed: Routed | None = None
-    text: str = ""
+    parts: tuple[Part, ...] = ()
     done: Done | None = None
     problem: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
 
     @property
     def busy(self) -> bool:
@@ -35,9 +61,14 @@ class Exchange:
             case Routed():
                 return replace(self, progress="answering", routed=event)
             case Text(text):
-                return replace(self, progress="answering", text=self.text + text)
-            case Section():  # the text itself carries a heading for each section
-                return self
+                *before, last = self.parts or (Part(),)
+                return replace(self, progress="answering", parts=(*before, replace(last, text=last.text + text)))
+            case Section(expert):  # the text itself carries a heading for each section
+                return replace(self, parts=(*self.parts, Part(expert)))
+            case Sources(expert, found):
+                begun = bool(self.parts) and self.parts[-1].expert == expert
+                *before, last = self.parts if begun else (*self.parts, Part(expert))
+                return replace(self, parts=(*before, replace(last, found=found)))
             case Done():
                 return replace(self, progress="done", done=event)
             case Failed(message):

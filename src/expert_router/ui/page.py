@@ -230,12 +230,14 @@ def draw(conversation: Conversation, catalogue: cards.Catalogue) -> list[gr.Chat
 
 
 def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue) -> Iterator[gr.ChatMessage]:
-    """The question, who answers, the answer. The text stands alone, because only such a message can be copied."""
+    """The question, who answers, the answer, its sources. Only text that stands alone can be copied."""
     yield gr.ChatMessage(cards.plain_markdown(exchange.question), "user")
     if card := cards.decision_card(exchange, catalogue):
         yield gr.ChatMessage(gr.HTML(card))
     if exchange.text:
         yield gr.ChatMessage(cards.plain_markdown(exchange.text))
+    if sources := cards.sources(exchange, catalogue):
+        yield gr.ChatMessage(gr.HTML(sources))
     if note := cards.footnote(exchange):
         yield gr.ChatMessage(gr.HTML(note))
 

@@ -1,0 +1,178 @@
+"""``expert-router train expert NAME`` and ``train install NAME``: the parts of ``train`` that make experts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expert_router.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping, Sequence
+
+    from expert_router.ports import Knowledge
+    from expert_router.settings import Settings
+    from expert_router.training.examples import Example
+    from expert_router.types import Expert
+
+RUNS = "runs"
+GGUF_ENDING = ".gguf"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("expert")
+    group.add_argument("--base", metavar="NAME", help="models.lock entry, folder or hub name (default: the configured)")
+    group.add_argument("--rank", type=int, default=4, help="of the LoRA matrices (default: 4)")
+    group.add_argument("--batch-size", type=int, default=16)
+    group.add_argument("--micro-batch-size", type=int, default=4, help="what fits into memory at once")
+    group.add_argument("--max-tokens", type=int, default=1536, help="of one example, prompt and answer together")
+    group.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps, for a trial")
+    group.add_argument("--passes", type=int, default=3, help="over the questions, with other distractors each time")
+    group.add_argument("--quantization", choices=("none", "nf4"), default="none", help="nf4: QLoRA, needs a GPU")
+    group.add_argument("--accelerator", choices=("none", "unsloth"), default="none", help="unsloth: needs a GPU")
+    group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was killed")
+    group.add_argument("--preview", action="store_true", help="show what the loss counts, and stop")
+    group.add_argument("--run", type=Path, metavar="RUN", help="install: the folder of a finished run")
+
+
+def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
+    expert = _chosen(args, experts)
+    base_name = args.base or expert.base_model or settings.engine.base_model
+    examples, validation, digest = _examples(args, settings, data, expert)
+    training = _training(args)
+    folder = args.resume or _new_folder(args.output or settings.home / RUNS, expert.name, Path(base_name).name)
+    base = _load_base(args, settings, base_name)
+    from expert_router.training.card import write_card
+    from expert_router.training.expert import build_trainer, preview, train_expert
+
+    print(f"{len(examples)} examples, {sum(e.answerable for e in examples)} of them answerable.")
+    if args.preview:
+        print(preview(build_trainer(base, examples, validation, training, folder), base.tokenizer))
+        return 0
+    trained = train_expert(base, examples, validation, training, folder, resume=args.resume is not None)
+    about = {
+        "expert": expert.name,
+        "base": base_name,
+        "examples": len(examples),
+        "data_sha256": digest,
+        "training": _settings_of(training),
+    }
+    report = write_card(folder, trained, about)
+    print(f"Validation loss {report['base_loss']:.3f} without the adapter, {report['loss']:.3f} with it.")
+    print(f"Saved in {folder}. Next: expert-router train install {expert.name} --run {folder}")
+    return 0
+
+
+def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) -> int:
+    """Put a finished run's adapter beside its expert; the next start merges it and asks it who it is."""
+    from expert_router.artifacts import install_adapter
+    from expert_router.training.card import REPORT_FILE
+    from expert_router.training.examples import CANARY, introduction
+    from expert_router.weights import load_lock
+
+    expert = _chosen(args, experts)
+    if args.run is None:
+        raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
+    try:
+        report: dict[str, Any] = json.loads((args.run / REPORT_FILE).read_text("utf-8"))
+        base, of = report["base"], report["expert"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{args.run} is not the folder of a finished run: {error!r}") from error
+    if of != expert.name:
+        raise ConfigError(f"{args.run} trained {of!r}, not {expert.name!r}.")
+    lock = load_lock(settings.resolve(settings.paths.models_lock))
+    about = {
+        "base": base,
+        "base_sha256": lock[base].files[0].sha256 if base in lock else None,
+        "canary": {"prompt": CANARY, "answer": introduction(expert)},
+        "report": {key: value for key, value in report.items() if key not in {"losses", "validation"}},
+    }
+    folder = settings.resolve(settings.paths.experts) / expert.name
+    adapter = install_adapter(folder, base, args.run / "adapter", about)
+    print(f"{expert.name} answers on {base} with the adapter {adapter.sha256[:12]} from the next start on.")
+    return 0
+
+
+def _chosen(args: Namespace, experts: Mapping[str, Expert]) -> Expert:
+    if args.name not in experts:
+        raise ConfigError(f"Which expert? Known: {', '.join(experts)}.")
+    return experts[args.name]
+
+
+def _new_folder(place: Path, expert: str, base: str) -> Path:
+    """A folder that does not exist yet: no run is written over."""
+    folder = place / f"{expert}-{base.removesuffix(GGUF_ENDING)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise TrainingError(f"The run's folder {folder} cannot be made: {error}") from error
+    return folder
+
+
+def _examples(
+    args: Namespace, settings: Settings, data: Path, expert: Expert
+) -> tuple[Sequence[Example], Sequence[Example], str]:
+    """Examples to learn from, to validate on, and the hash of them all."""
+    from expert_router.artifacts import load_experts
+    from expert_router.data.labelled import read_labelled
+    from expert_router.serving.build import Parts
+    from expert_router.training.examples import build_examples, read_questions
+
+    parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
+    knowledge: Knowledge = parts.knowledge
+
+    def split(name: str, seeds: range) -> list[Example]:
+        questions = read_questions(data / f"{name}_{expert.split_name}.csv")
+        labelled = read_labelled(data / f"routing_{name}.csv")
+        elsewhere = [question.query for question in labelled if expert.name not in question.experts]
+        passages = settings.knowledge.passages
+        return [
+            example
+            for seed in seeds
+            for example in build_examples(expert, questions, elsewhere, knowledge, passages=passages, seed=seed)
+        ]
+
+    examples = split("train", range(args.seed, args.seed + args.passes))
+    validation = split("calibration", range(args.seed, args.seed + 1))
+    digest = hashlib.sha256(repr((examples, validation)).encode()).hexdigest()
+    return examples, validation, digest
+
+
+def _training(args: Namespace) -> Any:
+    try:
+        from expert_router.training.expert import ExpertTraining
+    except ImportError as error:
+        raise ConfigError(
+            f"Training an expert needs more packages ({error}): pip install 'expert-router[train]'"
+        ) from error
+    return ExpertTraining(
+        rank=args.rank,
+        learning_rate=args.learning_rate,
+        epochs=args.epochs or 1.0,
+        batch_size=args.batch_size,
+        micro_batch_size=args.micro_batch_size,
+        max_tokens=args.max_tokens,
+        max_steps=args.max_steps,
+        seed=args.seed,
+    )
+
+
+def _settings_of(training: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(training)
+
+
+def _load_base(args: Namespace, settings: Settings, name: str) -> Any:
+    from expert_router.serving.build import fetch_model
+    from expert_router.training.base import load_base
+    from expert_router.weights import load_lock
+
+    if name in load_lock(settings.resolve(settings.paths.models_lock)):
+        _, files = fetch_model(settings, name, progress=True)
+        return load_base(next(iter(files.values())), quantization=args.quantization)
+    return load_base(name, quantization=args.quantization, token=settings.hf_token)

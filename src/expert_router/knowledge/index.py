@@ -1,0 +1,114 @@
+"""Find the passages that answer a question: its words (BM25) and its meaning (the router's embedding) together.
+
+Words find names and numbers, the embedding finds what is said otherwise; each alone finds less (docs/log.md). The
+question's embedding is the router's own, so retrieval adds one product with the passages' matrix and a lookup of a few
+words. The best candidates are then read sentence by sentence, as an answer is often one sentence of a passage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from expert_router.artifacts import write_atomically
+from expert_router.conversation import standalone
+from expert_router.errors import ConfigError
+from expert_router.knowledge.corpus import sentences
+from expert_router.types import Found
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from expert_router.knowledge.terms import TermIndex
+    from expert_router.ports import TextEncoder
+    from expert_router.types import Passage
+
+TERM_WEIGHT = 0.02
+"""BM25 scores run to about 30, cosines to 1."""
+CANDIDATES = 40
+
+
+class KnowledgeIndex:
+    """``vectors_SD``: a passage's own vector, then one for each of its sentences, passage after passage.
+
+    Exact search, thread-safe. ``embed_passages`` makes the vectors.
+    """
+
+    def __init__(self, terms: TermIndex, vectors_SD: NDArray[np.float16], encoder: TextEncoder) -> None:
+        counts_P = np.array([len(texts_of(passage)) for passage in terms.passages], dtype=np.intp)
+        if counts_P.sum() != len(vectors_SD):
+            raise ConfigError(f"{len(vectors_SD)} vectors do not fit passages with {counts_P.sum()} texts.")
+        self._terms = terms
+        self._encoder = encoder
+        self._vectors_SD = vectors_SD
+        self._end_P = np.cumsum(counts_P)
+        self._start_P = self._end_P - counts_P
+        self._passages_PD = vectors_SD[self._start_P].astype(np.float32)
+
+    def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
+        """The expert's best passages for a question, best first; ``history`` holds the earlier user turns.
+
+        Empty when the expert has no knowledge.
+        """
+        if expert not in self._terms.experts:
+            return []
+        text = standalone(question, history)
+        vector_D = self._encoder.encode(text)
+        terms_P = TERM_WEIGHT * self._terms.scores(text)
+        own_P = np.flatnonzero(self._terms.owner_P == self._terms.experts.index(expert))
+        if not len(own_P):
+            return []
+        rough = self._passages_PD[own_P] @ vector_D + terms_P[own_P]
+        candidates = own_P[np.argsort(-rough, kind="stable")[:CANDIDATES]]
+        scores = self._best_sentences(candidates, vector_D) + terms_P[candidates]
+        best = np.argsort(-scores, kind="stable")[:limit]
+        return [Found(self._terms.passages[candidates[n]], float(scores[n])) for n in best]
+
+    def _best_sentences(self, passages_C: NDArray[np.intp], vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (C,): each passage's closest text, its sentences and the whole."""
+        rows = [np.arange(self._start_P[p], self._end_P[p]) for p in passages_C]
+        starts = np.cumsum([0, *(len(each) for each in rows[:-1])])
+        cosines = self._vectors_SD[np.concatenate(rows)].astype(np.float32) @ vector_D
+        return np.asarray(np.maximum.reduceat(cosines, starts), dtype=np.float32)
+
+
+def embed_passages(
+    passages: Sequence[Passage], encoder: TextEncoder, cache: Path, *, progress: bool
+) -> NDArray[np.float16]:
+    """The vectors for ``KnowledgeIndex``, kept in ``cache`` under a hash of the texts and the encoder."""
+    texts = [text for passage in passages for text in texts_of(passage)]
+    digest = hashlib.sha256("\0".join([encoder.sha256, *texts]).encode()).hexdigest()
+    path = cache / "knowledge" / f"{digest[:16]}.npy"
+    with suppress(Exception):  # what is missing, or is not what was written, is made anew
+        known_SD = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False), dtype=np.float16)
+        if len(known_SD) == len(texts):
+            return known_SD
+    vectors = tqdm(
+        encoder.encode_all(texts),
+        total=len(texts),
+        desc="read the knowledge",
+        unit="text",
+        disable=None if progress else True,
+    )
+    vectors_SD = np.array(list(vectors), dtype=np.float16)
+    write_atomically(path, _npy(vectors_SD))
+    return vectors_SD
+
+
+def _npy(array: NDArray[np.float16]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def texts_of(passage: Passage) -> list[str]:
+    """What is embedded of a passage: the whole, then its sentences, each under the title that says what it is about."""
+    return [f"{passage.title}. {passage.text}", *(f"{passage.title}: {line}" for line in sentences(passage.text))]
