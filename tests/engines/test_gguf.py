@@ -128,6 +128,7 @@ def test_a_matrix_that_q8_0_cannot_hold_is_named(tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(16)
+    writer.add_head_count(1)
     writer.add_tensor("odd.weight", np.zeros((2, WIDTH + FEED_FORWARD + 1), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -5,6 +5,7 @@ import json
 import socket
 import traceback
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -22,14 +23,15 @@ from expert_router.errors import (
     NotReadyError,
     OverloadedError,
 )
-from expert_router.types import GENERAL, Adapter, Chunk, Expert, GenerationParams, Message, Usage
+from expert_router.types import GENERAL, Adapter, Chunk, Expert, GenerationParams, Message, Served, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 KEY = "sk-very-secret-0123456789"
 SLEEP = Expert("sleep", "Sleep science", "", "")
-TUNED = Expert("sleep", "Sleep science", "", "", adapter=Adapter(Path("experts/sleep/adapter"), "0123456789abcdef" * 4))
+ADAPTER = Adapter(Path("experts/sleep/adapters/base"), "0123456789abcdef" * 4)
+TUNED = Expert("sleep", "Sleep science", "", "", adapters={"base": ADAPTER})
 QUESTION = (Message("system", "You know sleep."), Message("user", "What is REM sleep?"))
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
@@ -120,6 +122,36 @@ def test_a_model_is_named_after_its_adapter_else_after_its_base() -> None:
     assert name_of(SLEEP) == "base"
     assert name_of(Expert("cars", "Cars", "", "", base_model="mistral")) == "mistral"
     assert name_of(Expert(GENERAL, "General", "", "")) == "base"
+
+
+def test_the_adapter_is_the_one_for_the_base_in_use() -> None:
+    other = Adapter(Path("experts/sleep/adapters/mistral"), "fedcba9876543210" * 4)
+    both = {"base": ADAPTER, "mistral": other}
+    assert served_model_names("base")(replace(TUNED, adapters=both)) == "sleep@0123456789ab"
+    assert served_model_names("mistral")(replace(TUNED, adapters=both)) == "sleep@fedcba987654"
+    assert served_model_names("base")(replace(TUNED, adapters=both, base_model="mistral")) == "sleep@fedcba987654"
+
+
+async def test_what_is_served_is_the_base_and_the_adapters_whole_hash(upstream: Upstream) -> None:
+    async with engine_at(upstream.base_url) as engine:
+        assert engine.served(TUNED) == Served("base", ADAPTER.sha256)
+        assert engine.served(SLEEP) == Served("base", None)
+        await ask(engine, TUNED)
+    assert upstream.seen[0].body["model"] == "sleep@0123456789ab"
+
+
+async def test_an_expert_without_an_adapter_for_the_base_is_refused_before_the_server_is_asked(
+    upstream: Upstream,
+) -> None:
+    stray = replace(TUNED, adapters={"mistral": ADAPTER})
+    async with engine_at(upstream.base_url) as engine:
+        with pytest.raises(NotReadyError, match="'sleep' has adapters for mistral, but none for the base model base"):
+            engine.served(stray)
+        with pytest.raises(NotReadyError, match="none for the base model base"):
+            await ask(engine, stray)
+        with pytest.raises(NotReadyError, match="none for the base model base"):
+            await engine.warm_up(stray)
+    assert upstream.seen == []
 
 
 @pytest.mark.parametrize(
@@ -417,7 +449,7 @@ async def test_warm_up_says_which_model_is_missing_and_how_to_serve_it(upstream:
             NotReadyError, match=r"'base'; it serves other, sleep@ffffffffffff.*--served-model-name base"
         ):
             await engine.warm_up(SLEEP)
-        with pytest.raises(NotReadyError, match="--lora-modules sleep@0123456789ab=experts/sleep/adapter"):
+        with pytest.raises(NotReadyError, match="--lora-modules sleep@0123456789ab=experts/sleep/adapters/base"):
             await engine.warm_up(TUNED)
 
 

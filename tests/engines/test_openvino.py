@@ -17,7 +17,7 @@ from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEng
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.serving.build import fetch_model, prepare_base_model
 from expert_router.settings import load_settings
-from expert_router.types import Adapter, Expert, GenerationParams, Message
+from expert_router.types import Expert, GenerationParams, Message
 from expert_router.weights import Canary
 from support import until
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_router.engines.openvino import LoadedModel
-    from expert_router.types import Chunk
+    from expert_router.engines.prepared import PreparedModel
+    from expert_router.types import Adapter, Chunk
 
 BASE = "smollm2-135m-instruct"
 SLEEP = Expert("sleep", "Sleep science", "", "")
@@ -75,7 +76,7 @@ def engine() -> Iterator[OpenVINOEngine]:
     """The real engine on the real small weights, loaded once; each test may use it from its own event loop."""
     configured = load_settings("tiny")
     locked, _ = fetch_model(configured, BASE, progress=False)
-    source = ModelSource(lambda: prepare_base_model(configured, BASE, progress=False), locked.canary)
+    source = ModelSource(lambda adapter: prepare_base_model(configured, BASE, adapter, progress=False), locked.canary)
     engine = OpenVINOEngine({BASE: source}, options())
     asyncio.run(engine.warm_up(SLEEP))
     yield engine
@@ -103,11 +104,11 @@ class RandomModels:
         self.prepared: list[str] = []
 
     def source(self, name: str = "random", canary: Canary | None = None, **changes: int) -> ModelSource:
-        def prepare() -> object:
+        def prepare(adapter: Adapter | None) -> PreparedModel:
             self.prepared.append(name)
-            return prepare_llama(self._cache, name=name, **changes)
+            return prepare_llama(self._cache, name=name, adapter=adapter, **changes)
 
-        return ModelSource(prepare, canary)  # type: ignore[arg-type]
+        return ModelSource(prepare, canary)
 
     def engine(self, source: ModelSource | None = None, **changes: object) -> OpenVINOEngine:
         return OpenVINOEngine({"random": source or self.source()}, options(default_model="random", **changes))
@@ -371,20 +372,12 @@ async def test_an_answer_ends_where_the_context_does(random_engine: OpenVINOEngi
     assert last.usage.total_tokens == 256
 
 
-async def test_an_expert_with_an_adapter_is_refused_and_never_answered_by_the_base(
-    random_engine: OpenVINOEngine, random_model: Path
-) -> None:
-    adapted = Expert("sleep", "Sleep", "", "", adapter=Adapter(random_model / "adapter.gguf", "0" * 64))
-    with pytest.raises(NotReadyError, match="'sleep' has an adapter"):
-        await ask(random_engine, "Hello", expert=adapted)
-    with pytest.raises(NotReadyError, match="adapter"):
-        await random_engine.warm_up(adapted)
-    assert random_engine.status()["models"] == {}
-
-
 async def test_an_expert_with_an_unknown_base_model_is_refused(random_engine: OpenVINOEngine) -> None:
+    unknown = Expert("sleep", "Sleep", "", "", base_model="absent")
     with pytest.raises(NotReadyError, match="'absent' of 'sleep' is not in"):
-        await ask(random_engine, "Hello", expert=Expert("sleep", "Sleep", "", "", base_model="absent"))
+        await ask(random_engine, "Hello", expert=unknown)
+    with pytest.raises(NotReadyError, match="'absent' of 'sleep' is not in"):
+        random_engine.served(unknown)
 
 
 # Loading
@@ -419,14 +412,14 @@ async def test_weights_that_cannot_be_brought_are_tried_again_by_the_next_reques
     working = random_models.source()
     attempts = []
 
-    def prepare() -> object:
+    def prepare(adapter: Adapter | None) -> PreparedModel:
         attempts.append("attempt")
         if len(attempts) == 1:
             raise WeightsError("the registry is down")
-        return working.prepare()
+        return working.prepare(adapter)
 
-    engine = random_models.engine(ModelSource(prepare, None))  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="the registry is down"):
+    engine = random_models.engine(ModelSource(prepare, None))
+    with pytest.raises(NotReadyError, match="random is refused: the registry is down"):
         await ask(engine, "Hello")
     assert (await ask(engine, "Hello", params(2)))[-1].finish_reason == "length"
     await engine.close()
@@ -435,7 +428,7 @@ async def test_weights_that_cannot_be_brought_are_tried_again_by_the_next_reques
 async def test_a_folder_that_is_no_model_is_refused(random_models: RandomModels, tmp_path: Path) -> None:
     prepared = prepare_llama(tmp_path)
     (prepared.folder / "openvino_model.xml").write_text("no model")
-    engine = random_models.engine(ModelSource(lambda: prepared, None))
+    engine = random_models.engine(ModelSource(lambda _: prepared, None))
     with pytest.raises(NotReadyError, match="cannot be loaded"):
         await ask(engine, "Hello")
     await engine.close()

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
-from tiny_gguf import write_llama
+from tiny_gguf import MODULES, write_llama, write_lora
 
 from expert_router.engines.gguf import ModelFacts
 from expert_router.engines.prepared import RECIPE, PreparedModel, prepare_model
 from expert_router.errors import WeightsError
+from expert_router.types import Adapter
 from support import eventually
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from expert_router.engines.prepared import prepare_model
+from expert_router.types import Adapter
 import openvino_genai
 print("begins", flush=True)
-_, weights, sha256, cache = sys.argv
-print(prepare_model("random", Path(weights), sha256, Path(cache), progress=False).folder)
+_, weights, sha256, cache, *adapter = sys.argv
+merged = Adapter(Path(adapter[0]), adapter[1]) if adapter else None
+print(prepare_model("random", Path(weights), sha256, Path(cache), adapter=merged, progress=False).folder)
 """
 
 
@@ -52,12 +55,20 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def prepare(weights: Path, cache: Path) -> PreparedModel:
-    return prepare_model("random", weights, sha256(weights), cache, progress=False)
+def prepare(weights: Path, cache: Path, adapter: Adapter | None = None) -> PreparedModel:
+    return prepare_model("random", weights, sha256(weights), cache, adapter=adapter, progress=False)
 
 
-def in_another_process(weights: Path, digest: str, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(weights), digest, str(cache)]
+def an_adapter(folder: Path, weights: Path, *, seed: int = 0, modules: tuple[str, ...] = tuple(MODULES)) -> Adapter:
+    write_lora(folder, weights, seed=seed, modules=modules)
+    return Adapter(folder, sha256(folder / "adapter_model.safetensors"))
+
+
+def in_another_process(
+    weights: Path, digest: str, cache: Path, adapter: Adapter | None = None
+) -> subprocess.Popen[str]:
+    merged = [str(adapter.path), adapter.sha256] if adapter else []
+    command = [sys.executable, "-c", PROGRAM, str(weights), digest, str(cache), *merged]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -127,8 +138,12 @@ def test_a_manifest_that_is_none_is_not_believed(weights: Path, cache: Path, con
     assert json.loads((prepare(weights, cache).folder / "manifest.json").read_text())["files"]
 
 
-def test_a_killed_build_is_never_taken_as_finished_and_its_rest_is_removed(weights: Path, cache: Path) -> None:
-    process = in_another_process(weights, sha256(weights), cache)
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["the base", "with an adapter"])
+def test_a_killed_build_is_never_taken_as_finished_and_its_rest_is_removed(
+    weights: Path, cache: Path, with_adapter: bool
+) -> None:
+    adapter = an_adapter(cache.with_name("adapter"), weights) if with_adapter else None
+    process = in_another_process(weights, sha256(weights), cache, adapter)
     assert process.stdout is not None
     assert process.stdout.readline() == "begins\n"
     eventually(lambda: any((cache / "prepared").glob(".random-*")), within_s=10)
@@ -137,7 +152,7 @@ def test_a_killed_build_is_never_taken_as_finished_and_its_rest_is_removed(weigh
     assert process.returncode == -signal.SIGKILL
     assert not list((cache / "prepared").glob("random-*/manifest.json"))
     assert leftovers(cache) != []  # or the test has killed nothing
-    assert prepare(weights, cache).facts.context_tokens == 256
+    assert prepare(weights, cache, adapter).modules == (len(MODULES) if with_adapter else 0)
     assert leftovers(cache) == []
 
 
@@ -178,13 +193,14 @@ def test_a_second_thread_waits_too(weights: Path, cache: Path) -> None:
     assert leftovers(cache) == []
 
 
-def run_with_a_limit(weights: Path, cache: Path, file_bytes: int) -> str:
+def run_with_a_limit(weights: Path, cache: Path, file_bytes: int, adapter: Adapter | None = None) -> str:
     """What the process said that could write no file of more than ``file_bytes``: like a disk that becomes full."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
-    command = [sys.executable, "-c", PROGRAM, str(weights), sha256(weights), str(cache)]
+    merged = [str(adapter.path), adapter.sha256] if adapter else []
+    command = [sys.executable, "-c", PROGRAM, str(weights), sha256(weights), str(cache), *merged]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=30)
     assert done.returncode == 1
     return done.stderr.strip().splitlines()[-1]
@@ -210,3 +226,63 @@ def test_weights_that_are_no_model_are_an_error_and_leave_nothing(weights: Path,
     with pytest.raises(WeightsError, match="is not a readable GGUF file"):
         prepare(weights, cache)
     assert leftovers(cache) == []
+
+
+# With an adapter
+
+
+def model_bytes(model: PreparedModel) -> bytes:
+    return (model.folder / "openvino_model.bin").read_bytes()
+
+
+def test_an_adapter_is_merged_into_a_model_of_its_own_whose_folder_names_both(
+    weights: Path, cache: Path, tmp_path: Path
+) -> None:
+    base = prepare(weights, cache)
+    adapter = an_adapter(tmp_path / "adapter", weights)
+    merged = prepare(weights, cache, adapter)
+    digests = f"{sha256(weights)[:12]}-{adapter.sha256[:12]}"
+    assert merged.folder == cache / "prepared" / f"random-{digests}-r{RECIPE}"
+    assert (base.modules, merged.modules) == (0, len(MODULES))
+    assert model_bytes(merged) != model_bytes(base)
+    assert prepare(weights, cache) == base  # still the bare one
+    assert leftovers(cache) == []
+
+
+def test_a_merged_model_is_built_once_and_found_again_without_its_parts(
+    weights: Path, cache: Path, tmp_path: Path
+) -> None:
+    adapter = an_adapter(tmp_path / "adapter", weights, modules=("attn_q", "attn_v"))
+    digest = sha256(weights)
+    first = prepare(weights, cache, adapter)
+    when = built_at(first)
+    weights.unlink()
+    shutil.rmtree(adapter.path)
+    again = prepare_model("random", weights, digest, cache, adapter=adapter, progress=False)
+    assert (again, built_at(again), again.modules) == (first, when, 2)
+
+
+def test_another_adapter_is_another_folder(weights: Path, cache: Path, tmp_path: Path) -> None:
+    first, second = (prepare(weights, cache, an_adapter(tmp_path / str(seed), weights, seed=seed)) for seed in range(2))
+    assert first.folder != second.folder
+    assert first.folder.is_dir()
+    assert model_bytes(first) != model_bytes(second)
+
+
+def test_an_adapter_that_does_not_fit_is_an_error_and_leaves_nothing(
+    weights: Path, cache: Path, tmp_path: Path
+) -> None:
+    write_llama(tmp_path / "larger.gguf", blocks=2)
+    adapter = an_adapter(tmp_path / "adapter", tmp_path / "larger.gguf")
+    with pytest.raises(WeightsError, match="7 of the adapter's 14 modules are not in the base model"):
+        prepare(weights, cache, adapter)
+    assert leftovers(cache) == []
+    assert not list((cache / "prepared").glob("random-*/"))
+
+
+def test_a_full_disk_leaves_no_merged_model_either(weights: Path, cache: Path, tmp_path: Path) -> None:
+    adapter = an_adapter(tmp_path / "adapter", weights)
+    said = run_with_a_limit(weights, cache, 30_000, adapter)
+    assert said.startswith("expert_router.errors.WeightsError: Preparing random from ")
+    assert leftovers(cache) == []
+    assert prepare(weights, cache, adapter).modules == len(MODULES)
