@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
+from expert_router.errors import NotReadyError
 from support import Server, eventually, serve
 
 if TYPE_CHECKING:
@@ -59,10 +61,9 @@ def test_it_is_loading_until_the_engine_is_warm_and_alive_all_the_while() -> Non
         eventually(lambda: state(server) == (503, "loading"))
         assert server.http.get("/health/ready").json()["reason"]
         assert server.http.get("/health/live").status_code == 200
-        answering = threading.Thread(target=_list_the_model, args=(behind,))
+        answering = threading.Thread(target=_list_the_models, args=(behind,), daemon=True)
         answering.start()
         eventually(lambda: state(server) == (200, "ready"))
-        answering.join()
 
 
 def test_a_server_that_is_still_loading_stops_when_told_to() -> None:
@@ -89,11 +90,29 @@ def test_the_reason_says_nothing_of_a_bugs_inside() -> None:
         assert server.http.get("/health/ready").json()["reason"] == "the engine could not be started; see the log"
 
 
-def _list_the_model(behind: socket.socket) -> None:
-    """Answer one request for the list of models, as the server behind does once it is up."""
-    connection, _ = behind.accept()
-    with connection:
-        connection.recv(65536)
-        body = b'{"object": "list", "data": [{"id": "base", "object": "model"}]}'
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+def _list_the_models(behind: socket.socket) -> None:
+    """Answer requests for the list of models until the socket is closed, as the server behind does once it is up."""
+    body = b'{"object": "list", "data": [{"id": "base", "object": "model"}]}'
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with suppress(OSError):
+        while True:
+            connection, _ = behind.accept()
+            with connection:
+                while connection.recv(65536):
+                    connection.sendall(head.encode() + body)
+
+
+class OneExpertRefused(EchoEngine):
+    """As an engine whose adapter for one expert is not the one meant."""
+
+    async def warm_up(self, expert: Expert) -> None:
+        if expert.name == "cars":
+            raise NotReadyError("The adapter of 'cars' is another one than its manifest names.")
+
+
+def test_an_expert_that_is_refused_is_named_with_the_reason_and_the_others_serve() -> None:
+    with serve(OneExpertRefused(), warm_up=True) as server:
+        eventually(lambda: state(server) == (200, "degraded"))
+        body = server.http.get("/health/ready").json()
+        assert body["refused"] == {"cars": "The adapter of 'cars' is another one than its manifest names."}
+        assert "cars" in body["reason"]

@@ -17,7 +17,7 @@ from expert_router.api import health, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
-from expert_router.errors import BodyTooLargeError
+from expert_router.errors import BodyTooLargeError, NotReadyError
 from expert_router.observability import request_id
 from expert_router.types import GENERAL
 
@@ -40,7 +40,7 @@ expert; an expert's name forces it; `general` is the bare base model. Who answer
 def create_app(
     dispatcher: Dispatcher, settings: Settings, *, home_page: str = "/docs", warm_up: bool = False
 ) -> FastAPI:
-    """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the base model at once."""
+    """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once."""
     options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
     system = System(dispatcher, options)
 
@@ -78,12 +78,21 @@ def create_app(
     return app
 
 
-async def _warm_up(dispatcher: Dispatcher) -> None:
+async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
+    """Load the base model, then what each expert answers with; an expert that is refused does not stop the others."""
     try:
         await dispatcher.engine.warm_up(dispatcher.experts[GENERAL])
     except Exception:
         logger.exception("the engine could not be made ready")
         raise
+    refused = {}
+    for name in sorted(dispatcher.experts.keys() - {GENERAL}):
+        try:
+            await dispatcher.engine.warm_up(dispatcher.experts[name])
+        except NotReadyError as error:
+            logger.warning("expert refused", extra={"expert": name, "reason": error.message})
+            refused[name] = error.message
+    return refused
 
 
 class RequestLog:

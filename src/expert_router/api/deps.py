@@ -30,7 +30,8 @@ class System:
 
     dispatcher: Dispatcher
     options: ServingOptions
-    warm_up: asyncio.Task[None] | None = None
+    warm_up: asyncio.Task[dict[str, str]] | None = None
+    """Gives the experts that cannot answer, and why."""
 
 
 def running_system(request: Request) -> System:

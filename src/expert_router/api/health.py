@@ -23,27 +23,31 @@ async def live() -> dict[str, str]:
 
 @router.get("/ready", summary="Can it answer questions?")
 async def ready(system: SystemDep) -> JSONResponse:
-    status, reason = _state(system)
+    status, reason, refused = _state(system)
     dispatcher = system.dispatcher
     body: dict[str, Any] = {
         "status": status,
         "reason": reason,
         "experts": list(dispatcher.titles),
+        "refused": refused,
         "router": {"name": dispatcher.router.name, "experts": list(dispatcher.router.experts)},
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
     }
-    return JSONResponse(body, 200 if status == "ready" else 503)
+    return JSONResponse(body, 200 if status in {"ready", "degraded"} else 503)
 
 
-def _state(system: System) -> tuple[str, str | None]:
+def _state(system: System) -> tuple[str, str | None, dict[str, str]]:
+    """A word, why it is not "ready", and the experts that are refused with the reason."""
     warm_up = system.warm_up
-    if warm_up is None:
-        return "ready", None
+    if warm_up is None or warm_up.cancelled():
+        return "ready", None, {}
     if not warm_up.done():
-        return "loading", "the base model is being loaded"
-    if warm_up.cancelled() or (error := warm_up.exception()) is None:
-        return "ready", None
-    return "failed", str(error) if isinstance(
-        error, ExpertRouterError
-    ) else "the engine could not be started; see the log"
+        return "loading", "the models are being loaded", {}
+    if (error := warm_up.exception()) is not None:
+        explained = isinstance(error, ExpertRouterError)
+        return "failed", str(error) if explained else "the engine could not be started; see the log", {}
+    refused = warm_up.result()
+    if refused:
+        return "degraded", f"refused: {', '.join(refused)}", refused
+    return "ready", None, {}
