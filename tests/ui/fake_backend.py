@@ -202,7 +202,8 @@ def forced(name: str, script: Script) -> Script:
 
 async def stream_lines(script: Script, text_delay_s: float) -> AsyncIterator[str]:
     titles = {name: TITLES[name] for name in script.answered_by}
-    about = {"decision": script.decision, "experts": script.answered_by, "titles": titles}
+    served = {name: {"base": "fake-base", "adapter": "ab12cd34" * 8} for name in script.answered_by}
+    about = {"decision": script.decision, "experts": script.answered_by, "titles": titles, "served": served}
     yield line_of({"role": "assistant", "content": ""}, expert_router=about)
     yield ": keep-alive\n\n"
     await asyncio.sleep(text_delay_s)

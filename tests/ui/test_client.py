@@ -9,7 +9,7 @@ import pytest
 from fake_backend import SOURCES, FakeBackend, free_port, wait_until
 
 from expert_router.errors import ConfigError
-from expert_router.types import Message, Sources, Usage
+from expert_router.types import Message, Served, Sources, Usage
 from expert_router.ui.client import ChatClient, Done, Event, Failed, Routed, Section, Text
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ async def test_the_decision_comes_first_and_the_end_carries_what_it_cost(client:
     assert routed.decision.kind == "single"
     assert routed.experts == ("sleep",)
     assert routed.titles == {"sleep": "Sleep science"}
+    assert routed.served == {"sleep": Served("fake-base", "ab12cd34" * 8)}
     assert routed.decision.scores is not None
     assert routed.decision.scores.ranked()[0] == ("sleep", 0.97)
     assert routed.decision.scores.none == 0.03

@@ -6,6 +6,7 @@ It knows nothing of HTTP, terminals or models on disk. Closing a stream early cl
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from expert_router.routing.policy import Policy
     from expert_router.serving.admission import Admission
     from expert_router.types import ChatRequest, Decision, Event, Expert, FinishReason, Found
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -91,6 +94,8 @@ class Dispatcher:
         names = _answering(decision)
         progress.route_s = progress.elapsed_s()
         served = {name: self.engine.served(self.experts[name]) for name in names}
+        adapters = {name: each.adapter for name, each in served.items()}
+        logger.info("routed", extra={"decision": decision.kind, "experts": names, "adapters": adapters})
         yield Routed(decision, names, progress.route_s, served)
         if not names:
             yield Text(clarification(decision, self.titles) if decision.kind == "clarify" else refusal(self.titles))

@@ -16,7 +16,7 @@ from expert_router.types import AUTO, GENERAL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from expert_router.types import Passage, Scores
+    from expert_router.types import Passage, Scores, Served
     from expert_router.ui.client import Done, Model, Routed
     from expert_router.ui.conversation import Exchange, Part
 
@@ -175,7 +175,7 @@ def _badges(routed: Routed, catalogue: Catalogue) -> str:
     scores = decision.scores.experts if decision.scores else {}
     badges = [
         f'<span class="er-who">{_badge(_title(name, routed, catalogue), catalogue.colour(name))}'
-        f"{_score(scores.get(name))}</span>"
+        f"{_score(scores.get(name))}{_proof(routed.served.get(name))}</span>"
         for name in routed.experts
     ]
     note = '<span class="er-note">chosen by you</span>' if decision.kind == "forced" else ""
@@ -188,6 +188,16 @@ def _badge(title: str, colour: str) -> str:
 
 def _score(score: float | None) -> str:
     return "" if score is None else f'<span class="er-score">{_percent(score)}</span>'
+
+
+def _proof(served: Served | None) -> str:
+    """Which weights answer: the beginning of the adapter's hash, all of it where the mouse rests."""
+    if served is None:
+        return ""
+    if served.adapter is None:
+        return f'<span class="er-proof" title="{_text(served.base)}, without an adapter">base model</span>'
+    about = f"{served.base} with the adapter {served.adapter}"
+    return f'<span class="er-proof" title="{_text(about)}">adapter {_text(served.adapter[:8])}</span>'
 
 
 def _runner_up(routed: Routed, catalogue: Catalogue) -> str:

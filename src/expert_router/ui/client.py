@@ -7,14 +7,14 @@ silent ends the stream with one ``Failed`` whose sentence can be shown to a pers
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx2
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, Decision, Found, Passage, Scores, Sources, Timings, Usage
+from expert_router.types import AUTO, Decision, Found, Passage, Scores, Served, Sources, Timings, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -35,6 +35,8 @@ class Routed:
     decision: Decision
     experts: tuple[str, ...]
     titles: Mapping[str, str]
+    served: Mapping[str, Served] = field(default_factory=dict)
+    """Which weights answer, by expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ def _parse_routed(extra: dict[str, Any]) -> Routed:
         ),
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),
+        {name: Served(str(each["base"]), each.get("adapter")) for name, each in (extra.get("served") or {}).items()},
     )
 
 

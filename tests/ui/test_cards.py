@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from expert_router.types import Decision, Served
+from expert_router.ui.cards import Catalogue, decision_card
+from expert_router.ui.client import Routed
+from expert_router.ui.conversation import Exchange
+
+DECISION = Decision("single", ("sleep",), None, None, "The question is about sleep.")
+HASH = "0123456789abcdef" * 4
+
+
+def card(served: Served | None) -> str:
+    routed = Routed(DECISION, ("sleep",), {"sleep": "Sleep science"}, {} if served is None else {"sleep": served})
+    return decision_card(Exchange("Why?").after(routed), Catalogue())
+
+
+def test_the_badge_names_the_adapter_that_answers() -> None:
+    shown = card(Served("qwen", HASH))
+    assert "adapter 01234567<" in shown
+    assert f'title="qwen with the adapter {HASH}"' in shown
+
+
+def test_an_expert_without_an_adapter_is_shown_as_the_base_model() -> None:
+    assert 'title="qwen, without an adapter">base model<' in card(Served("qwen"))
+
+
+def test_names_from_outside_are_escaped() -> None:
+    shown = card(Served('<b onclick="x">', "<i>" * 8))
+    assert "<b onclick" not in shown
+    assert "<i>" not in shown
+
+
+def test_a_server_that_does_not_say_what_answers_has_no_proof() -> None:
+    assert "er-proof" not in card(None)
