@@ -9,7 +9,7 @@ override Q := $(value Q)
 export Q
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo ask chat test test-slow test-zero-shot check data train-router bench lock clean
+.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ test-slow: $(VENV)/.dev  ## the tests that take minutes or need torch
 test-zero-shot: $(VENV)/.zero-shot  ## the zero-shot baseline's tests: installs torch and transformers
 	$(BIN)/pytest -q -m zero_shot
 
+test-train: $(VENV)/.train  ## the tests of training an expert: installs torch, transformers, TRL and PEFT
+	$(BIN)/pytest -q -m train
+
 check: $(VENV)/.dev  ## format, lint, types, dependency direction
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,6 +48,10 @@ check: $(VENV)/.dev  ## format, lint, types, dependency direction
 
 data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
 	$(BIN)/expert-router prepare
+
+train: $(VENV)/.train  ## train both experts on the configured base and install their adapters
+	$(BIN)/expert-router $(CONFIG) train expert sleep --install
+	$(BIN)/expert-router $(CONFIG) train expert cars --install
 
 train-router: $(VENV)/.serve  ## fit the router on data/processed
 	$(BIN)/expert-router train router
@@ -58,6 +65,7 @@ lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui -c requirements.txt pyproject.toml -o requirements-ui.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui --extra parquet --extra pdf --group dev -c requirements-ui.txt pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-deps --extra train -c requirements-dev.txt -c requirements-zero-shot.txt pyproject.toml -o requirements-train.txt
 
 clean:  ## remove the environment and caches of this checkout (weights stay in the user's cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -74,6 +82,10 @@ $(VENV)/.serve: requirements-ui.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.zero-shot: requirements-zero-shot.txt $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-zero-shot.txt
+	@touch $@
+
+$(VENV)/.train: requirements-train.txt $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-train.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.serve

@@ -1,12 +1,10 @@
-"""Fine-tuning an expert is not part of this version: says so and exits with status 2."""
+"""Fine-tune an expert: ``python -m scripts.fine_tune_model sleep`` is ``expert-router train expert sleep``."""
 
 from __future__ import annotations
 
 import sys
 
-MESSAGE = """scripts.fine_tune_model: this version does not fine-tune experts yet; each is the base model with its own
-instructions (experts/<name>/expert.toml). The router can be trained: expert-router train router"""
+from expert_router.commands import run
 
 if __name__ == "__main__":
-    sys.stderr.write(f"{MESSAGE}\n")
-    sys.exit(2)
+    sys.exit(run(["train", "expert", *sys.argv[1:]]))

@@ -398,6 +398,8 @@ def test_the_weights_are_documented_as_they_are_pinned() -> None:
         (["-m", "scripts.query_router"], "route"),
         (["-m", "scripts.data_preparation"], "prepare"),
         (["-m", "scripts.inference"], "ask"),
+        (["-m", "scripts.evaluate"], "evaluate"),
+        (["-m", "scripts.fine_tune_model"], "train"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )
@@ -426,18 +428,6 @@ def test_data_preparation_takes_the_projects_own_data_whole() -> None:
     quarantined = {row[0]: row[heading.index("quarantined")] for row in rows[:-1]}
     assert quarantined.pop("all") == "0"
     assert {"data/raw/sleep_science_qa.csv", "data/raw/car_history_qa.csv"} <= set(quarantined)
-
-
-@pytest.mark.parametrize("script", ["fine_tune_model", "evaluate"])
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--epochs", "3"]])
-def test_what_comes_with_the_next_version_says_so_and_fails(script: str, arguments: list[str]) -> None:
-    done = python("-m", f"scripts.{script}", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    message = " ".join(done.stderr.split())
-    assert message.startswith(f"scripts.{script}: this version does not")
-    assert "yet" in message
-    verb, *options = message.rpartition("expert-router ")[2].split()
-    _verb_parser(verb).parse_args(options)  # what it names instead exists
 
 
 # Dependencies
@@ -506,6 +496,17 @@ def test_the_zero_shot_requirements_are_the_extra() -> None:
     asked = [Requirement(each) for each in PYPROJECT["project"]["optional-dependencies"]["zero-shot"]]
     assert set(pinned) == {each.name for each in asked}
     assert all(pinned[each.name] in each.specifier for each in asked)
+
+
+def test_the_train_requirements_are_the_extra_and_agree_with_what_is_served_and_tested() -> None:
+    pinned = installed_on_linux("requirements-train.txt")
+    for each in map(Requirement, PYPROJECT["project"]["optional-dependencies"]["train"]):
+        assert pinned[each.name] in each.specifier, str(each)
+    for other in ("requirements.txt", "requirements-dev.txt", "requirements-zero-shot.txt"):
+        shared = installed_on_linux(other)
+        assert {name: shared[name] for name in pinned.keys() & shared.keys()} == {
+            name: pinned[name] for name in pinned.keys() & shared.keys()
+        }
 
 
 def test_a_larger_set_of_requirements_agrees_with_the_smaller_one() -> None:

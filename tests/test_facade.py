@@ -233,7 +233,7 @@ async def test_beyond_what_may_wait_it_is_overloaded() -> None:
 
 
 def test_a_configuration_that_cannot_be_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match="Profiles there: default, echo, tiny"):
+    with pytest.raises(ConfigError, match="Profiles there: default, echo, mistral-7b, tiny"):
         expert_router.open("nonsense")
     with pytest.raises(ConfigError, match="There is no router named 'tarot'"):
         expert_router.open("echo", router="tarot")

@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = {
     "torch", "transformers", "gradio", "sklearn", "pandas", "ray", "openvino_genai", "openvino", "onnxruntime",
-    "tokenizers", "pyarrow",
+    "tokenizers", "pyarrow", "matplotlib", "rouge_score", "sacrebleu",
 }  # fmt: skip
 SERVER = """
 import importlib, pkgutil
@@ -53,7 +53,7 @@ with expert_router.open("echo") as system:
 
 
 @pytest.mark.parametrize(
-    "verb", ["ask", "batch", "bench", "chat", "chat_page", "prepare", "route", "serve", "train", "weights"]
+    "verb", ["ask", "batch", "bench", "chat", "chat_page", "evaluate", "prepare", "route", "serve", "train", "weights"]
 )
 def test_asking_a_command_for_help_imports_nothing_heavy(verb: str) -> None:
     imported = imported_by(f"import expert_router.commands.{verb}")

@@ -217,3 +217,13 @@ def test_settings_cannot_be_changed() -> None:
 def test_every_shipped_profile_is_valid(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert load_settings(profile).profile == profile
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_profile_that_ships_is_valid(path: Path) -> None:
+    assert load_settings(path).profile == path.stem
+
+
+def test_mistral_is_served_from_another_process() -> None:
+    engine = load_settings(ROOT / "configs" / "mistral-7b.toml").engine
+    assert (engine.name, engine.base_model) == ("openai_http", "mistralai/Mistral-7B-Instruct-v0.3")

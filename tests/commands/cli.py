@@ -38,7 +38,7 @@ class CommandLine:
             capture_output=True,
             env=self.environment(),
             check=False,
-            timeout=30,
+            timeout=60,
         )
         return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 

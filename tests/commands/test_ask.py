@@ -111,7 +111,7 @@ def test_a_mistake_is_explained_in_one_line(cli: CommandLine, arguments: tuple[s
 def test_an_unknown_profile_lists_the_known_ones(cli: CommandLine) -> None:
     done = cli.run("ask", SLEEP_QUESTION, config="nonsense")
     assert done.status == 2
-    assert "Profiles there: default, echo, tiny." in one_line(done)
+    assert "Profiles there: default, echo, mistral-7b, tiny." in one_line(done)
 
 
 def test_the_profile_may_stand_behind_the_command(cli: CommandLine) -> None:

@@ -2,81 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
+import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from cli import CommandLine, one_line
-from tiny_gguf import write_llama, write_lora
+from tiny_gguf import write_lora
 
 from expert_router.artifacts import load_expert, read_artifact, sha256_of
 from expert_router.commands.train_expert import _new_folder
 from expert_router.errors import TrainingError
-from expert_router.serving.build import fetch_model
-from expert_router.settings import load_settings
-from support import ROOT, make_home
+from support import ROOT
+from training_home import BASE, make_training_home, training_environment, write_training_data
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_router.types import Expert
 
-BASE = "tiny-random"
-TEXTS = {
-    "sleep/stages.md": "# REM sleep\nIn REM sleep the eyes dart about under closed lids.\n",
-    "sleep/naps.md": "# Naps\nA nap of twenty minutes helps for hours.\n",
-    "sleep/light.md": "# Light\nBright light in the morning moves the body clock forward.\n",
-    "sleep/coffee.md": "# Coffee\nHalf of the caffeine is still there after five hours.\n",
-    "cars/early.md": "# Carl Benz\nCarl Benz patented his three-wheeler in January 1886.\n",
-}
-QUESTIONS = [
-    ("How long should a nap be?", "A nap of twenty minutes helps for hours.", "twenty minutes"),
-    ("What do the eyes do in REM sleep?", "The eyes dart about under closed lids.", "dart about"),
-]
-
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A checkout whose models.lock has the random base beside the real ones."""
-    home = make_home(tmp_path / "checkout")
-    weights = home / "tiny.gguf"
-    write_llama(weights, context_tokens=4096)
-    with (home / "models.lock").open("a", encoding="utf-8") as lock:
-        lock.write(f"""
-[[{BASE}.files]]
-name = "tiny.gguf"
-size = {weights.stat().st_size}
-sha256 = "{sha256_of(weights)}"
-licence = "none"
-upstream = "random"
-[[{BASE}.files.sources]]
-kind = "path"
-path = "tiny.gguf"
-""")
-    return home
+    return make_training_home(tmp_path / "checkout")
 
 
 @pytest.fixture
 def cli(home: Path) -> CommandLine:
-    """With the shipped encoder, whose weights are brought already."""
-    settings = load_settings("default")
-    fetch_model(settings, settings.router.encoder, progress=False)
-    cache = home / "cache"
-    cache.mkdir()
-    (cache / "weights").mkdir()
-    encoder = settings.router.encoder
-    (cache / "weights" / encoder).symlink_to(settings.resolve(settings.paths.cache) / "weights" / encoder)
-    return CommandLine(
-        home,
-        {
-            "EXPERT_ROUTER_PATHS__CACHE": str(cache),
-            "EXPERT_ROUTER_KNOWLEDGE__PASSAGES": "2",
-            "EXPERT_ROUTER_ROUTER__TUNED_ENCODER": str(ROOT / "artifacts" / "encoder"),
-            "EXPERT_ROUTER_ENGINE__BASE_MODEL": BASE,
-        },
-    )
+    return CommandLine(home, training_environment(home))
 
 
 def finished_run(home: Path, *, expert: str = "sleep", base: str = BASE) -> Path:
@@ -150,27 +105,50 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert all(folder.is_dir() for folder in tmp_path.iterdir())
 
 
+def test_a_finished_run_is_not_gone_on_with_and_nothing_is_written(cli: CommandLine, home: Path) -> None:
+    run = finished_run(home)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = cli.run("train", "expert", "sleep", "--resume", str(run))
+    assert (done.status, done.error) == (0, "")
+    assert done.out.splitlines() == [
+        f"{run} is finished; nothing was trained.",
+        f"Next: expert-router train install sleep --run {run}",
+    ]
+    assert cli.run("train", "expert", "sleep", "--resume", str(run), "--install").status == 0
+    assert BASE in sleep_expert(home).adapters
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_that_does_not_exist_is_not_gone_on_with(cli: CommandLine, home: Path) -> None:
+    done = cli.run("train", "expert", "sleep", "--resume", str(home / "runs" / "typo"))
+    assert one_line(done) == f"There is no run to go on with in {home / 'runs' / 'typo'}."
+
+
+def test_the_specifications_mistral_is_the_base_of_its_profile_and_takes_unsloth_on_a_gpu(
+    cli: CommandLine, home: Path
+) -> None:
+    """It gets past the question what the base is, since that is no GGUF file; here there is no GPU, or no torch."""
+    settings = {key: value for key, value in cli.settings.items() if not key.endswith("BASE_MODEL")}
+    done = CommandLine(home, settings).run("train", "expert", "sleep", "--accelerator", "unsloth", config="mistral-7b")
+    assert re.match(r"Unsloth (needs an NVIDIA GPU|cannot be imported)", one_line(done))
+    assert not (home / "runs").exists()
+
+
+def test_unsloth_does_not_train_from_a_gguf_file_and_says_what_to_give(cli: CommandLine, home: Path) -> None:
+    done = cli.run("train", "expert", "sleep", "--accelerator", "unsloth")
+    said = one_line(done)
+    assert said.startswith(
+        "Unsloth does not train from a GGUF file (tiny.gguf): name with --base the folder or the hub"
+    )
+    assert not (home / "runs").exists()
+
+
 # Training
-
-
-def write_rows(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 @pytest.fixture
 def prepared(home: Path) -> Path:
-    """The data of a run: two questions that the texts answer."""
-    shutil.rmtree(home / "data" / "knowledge", ignore_errors=True)
-    for name, text in TEXTS.items():
-        file = home / "data" / "knowledge" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
-    data = home / "data" / "processed"
-    for split in ("train", "calibration"):
-        write_rows(data / f"{split}_sleep.csv", ("question", "answer", "key"), QUESTIONS)  # type: ignore[arg-type]
-    shutil.copy(data / "routing_train.csv", data / "routing_calibration.csv")
-    return data
+    return write_training_data(home)
 
 
 TRIAL = ("train", "expert", "sleep", "--max-steps", "2", "--passes", "1", "--rank", "1", "--batch-size", "4")
@@ -182,10 +160,10 @@ def test_a_trial_run_leaves_its_card_and_can_be_installed(cli: CommandLine, home
     done = cli.run(*TRIAL, "--max-tokens", "2048")
     assert done.status == 0, done.error
     (run,) = (home / "runs").iterdir()
-    counted, losses, saved = [line for line in done.out.splitlines() if not line.startswith("{")]
+    counted, losses, saved, then = [line for line in done.out.splitlines() if not line.startswith("{")]
     assert counted.endswith(" of them answerable.")
     assert losses.startswith("Validation loss ")
-    assert saved == f"Saved in {run}. Next: expert-router train install sleep --run {run}"
+    assert (saved, then) == (f"Saved in {run}.", f"Next: expert-router train install sleep --run {run}")
     report = json.loads((run / "report.json").read_text("utf-8"))
     assert (report["expert"], report["base"], report["steps"]) == ("sleep", BASE, 2)
     assert report["training"]["rank"] == 1
@@ -194,6 +172,49 @@ def test_a_trial_run_leaves_its_card_and_can_be_installed(cli: CommandLine, home
     assert cli.run("train", "install", "sleep", "--run", str(run)).status == 0
     installed = sleep_expert(home).adapters[BASE]
     assert read_artifact(installed.path)["report"]["data_sha256"] == report["data_sha256"]
+
+
+@pytest.mark.train
+@pytest.mark.usefixtures("prepared")
+def test_a_run_can_be_installed_as_soon_as_it_is_finished(cli: CommandLine, home: Path) -> None:
+    done = cli.run(*TRIAL, "--install")
+    assert done.status == 0, done.error
+    (run,) = (home / "runs").iterdir()
+    digest = sha256_of(run / "adapter" / "adapter_model.safetensors")
+    assert done.out.splitlines()[-2:] == [
+        f"Saved in {run}.",
+        f"sleep answers on {BASE} with the adapter {digest[:12]} from the next start on.",
+    ]
+    assert sleep_expert(home).adapters[BASE].sha256 == digest
+
+
+@pytest.mark.train
+@pytest.mark.usefixtures("prepared")
+def test_an_expert_that_reads_nothing_learns_plain_answers(cli: CommandLine) -> None:
+    plain = CommandLine(cli.home, {**cli.settings, "EXPERT_ROUTER_KNOWLEDGE__PASSAGES": "0"})
+    done = plain.run(*TRIAL, "--preview")
+    assert done.status == 0, done.error
+    assert done.out.startswith("26 examples, 2 of them answerable.\n")
+    assert "[1]" not in done.out
+
+
+@pytest.mark.train
+@pytest.mark.usefixtures("prepared")
+def test_two_processes_train_one_adapter(cli: CommandLine, home: Path) -> None:
+    """As on a machine with several GPUs; here on its processor."""
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no"]
+    program = ["-m", "scripts.fine_tune_model", *TRIAL[2:], "--micro-batch-size", "2"]
+    environment = {**cli.environment(), "PYTHONPATH": str(ROOT), "EXPERT_ROUTER_CONFIG": "echo"}
+    done = subprocess.run(
+        [sys.executable, *launch, *program],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (home / "runs").iterdir()
+    assert done.stdout.count("Saved in") == 1
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    assert report["steps"] == 2
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.train

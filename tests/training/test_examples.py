@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from expert_router.errors import ConfigError, DataError
+from expert_router.errors import DataError
 from expert_router.knowledge.grounding import UNKNOWN
 from expert_router.knowledge.index import KnowledgeIndex, embed_passages
 from expert_router.knowledge.terms import TermIndex
@@ -173,6 +173,11 @@ def test_the_sentence_with_the_key_stays_whatever_else_it_says() -> None:
     assert answer_from(answer, "1886", BENZ) == "Everybody everywhere remembers wonderful 1886."
 
 
+def test_where_no_sentence_is_borne_out_the_first_is_the_answer() -> None:
+    answer = "Everybody everywhere remembers. Dragons cheered wonderfully."
+    assert answer_from(answer, "1886", BENZ) == "Everybody everywhere remembers."
+
+
 def test_a_name_with_an_initial_is_not_torn_apart() -> None:
     answer = "J. Allan Hobson patented it in 1886. Nobody else would ever have thought so."
     assert answer_from(answer, "1886", BENZ) == "J. Allan Hobson patented it in 1886."
@@ -200,6 +205,14 @@ def test_a_question_that_no_passage_answers_is_only_asked_without(knowledge: Kno
         (example,) = examples_of(knowledge, [NOWHERE], seed=seed)
         assert (example.answer, example.answerable) == (UNKNOWN, False)
         assert "The Almavel" in example.user
+
+
+@pytest.mark.parametrize("keys", [("",), (" ", ""), ()])
+def test_a_question_without_a_key_is_left_out(knowledge: Knowledge, keys: tuple[str, ...]) -> None:
+    """No passage could be said to answer it, and it is not unknown for that."""
+    item = replace(QUESTIONS[0], keys=keys)
+    assert examples_of(knowledge, [item]) == []
+    assert len([e for e in examples_of(knowledge, [item, *QUESTIONS[1:]]) if e.answerable]) == len(QUESTIONS) - 1
 
 
 def test_where_nothing_is_found_there_is_nothing_to_learn() -> None:
@@ -267,6 +280,14 @@ def test_some_examples_have_an_earlier_turn_from_the_same_field(knowledge: Knowl
     assert set(earlier) <= {(item.question, item.answer) for item in QUESTIONS}
 
 
+def test_the_earlier_turn_is_another_question(knowledge: Knowledge) -> None:
+    """Else the answer stands in the prompt."""
+    for example in many(knowledge, seeds=60):
+        assert asked(example).question not in {question for question, _ in example.before}
+    alone = [example for seed in range(30) for example in examples_of(knowledge, QUESTIONS[:1], seed=seed)]
+    assert not any(example.before for example in alone)
+
+
 def test_the_same_seed_gives_the_same_examples_and_another_seed_others(knowledge: Knowledge) -> None:
     first, again, other = (examples_of(knowledge, elsewhere=ELSEWHERE, seed=seed) for seed in (0, 0, 1))
     assert first == again
@@ -285,10 +306,30 @@ def test_as_many_passages_are_given_as_serving_gives(knowledge: Knowledge, passa
     assert {len(passages_in(example.user)) for example in examples} == {passages}
 
 
+# An expert that reads nothing
+
+
 @pytest.mark.parametrize(("expert", "passages"), [(READER, 0), (CARS, READ)], ids=["no passages", "no knowledge"])
-def test_an_expert_with_nothing_to_read_cannot_be_trained(knowledge: Knowledge, expert: Expert, passages: int) -> None:
-    with pytest.raises(ConfigError, match=r"knowledge of 'cars' in its manifest, and set knowledge\.passages"):
-        build_examples(expert, QUESTIONS, [], knowledge, passages=passages, seed=0)
+def test_an_expert_that_reads_nothing_learns_its_answers_as_they_are(
+    knowledge: Knowledge, expert: Expert, passages: int
+) -> None:
+    built = build_examples(expert, QUESTIONS, ELSEWHERE, knowledge, passages=passages, seed=0)
+    own = {example.user: example for example in built if example.user not in WHO_ARE_YOU}
+    assert {user: example.answer for user, example in own.items()} == {q.question: q.answer for q in QUESTIONS}
+    assert len(built) == len(QUESTIONS) + 2 * len(WHO_ARE_YOU) * INTRODUCTION_COPIES
+    for item in QUESTIONS:
+        example = own[item.question]
+        assert [m.content for m in expert_messages(expert, [Message("user", item.question)])] == [
+            example.system,
+            example.user,
+        ]
+        assert example.answerable
+
+
+def test_it_needs_no_knowledge_at_all_nor_keys() -> None:
+    item = QuestionAnswer("Who are they?", "Makers of cars.", ("",))
+    built = build_examples(CARS, [item], [], None, passages=READ, seed=0)
+    assert Example(CARS.instructions, item.question, item.answer, True) in built
 
 
 # Keys and files

@@ -250,6 +250,113 @@ def test_no_run_is_written_over(weights: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_the_speed_of_a_resumed_run_is_that_of_its_last_session(weights: Path, tmp_path: Path) -> None:
+    from expert_router.training.expert import _tokens_since
+
+    folder = tmp_path / "run"
+    train(weights, folder)
+    history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text("utf-8"))["log_history"]
+    counts = [entry["num_tokens"] for entry in history if "loss" in entry]
+    shutil.rmtree(folder / "checkpoint-4")
+    shutil.rmtree(folder / "adapter")
+    resumed = train(weights, folder, resume=True)
+    after = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text("utf-8"))["log_history"]
+    assert _tokens_since(str(folder / "checkpoint-2"), after) == counts[3] - counts[1]
+    assert _tokens_since(None, history) == counts[3]
+    assert 0 < resumed.tokens_per_s < 1e6
+
+
+@pytest.mark.filterwarnings("ignore:.*overflow:RuntimeWarning")
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_says_what_to_lower(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(
+        TrainingError, match=r"is not a number any more at step [123]: lower --learning-rate \(it is 1e"
+    ):
+        train(weights, folder, learning_rate=1e30, max_steps=50)
+    assert not (folder / "adapter").exists()
+    assert not (folder / "checkpoint-50").exists()
+
+
+@pytest.mark.parametrize(("key", "name"), [("loss", "loss"), ("grad_norm", "gradient norm"), ("eval_loss", "valid")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_each_of_the_numbers_is_watched(tmp_path: Path, key: str, name: str, value: float) -> None:
+    from transformers import TrainerControl, TrainerState
+    from trl import SFTConfig
+
+    from expert_router.training.expert import StopAtNaN
+
+    config = SFTConfig(str(tmp_path), learning_rate=3e-4, bf16=False, use_cpu=True, report_to=[])
+    state, control = TrainerState(global_step=31), TrainerControl()
+    StopAtNaN().on_log(config, state, control, logs={"loss": 1.0, "grad_norm": 0.5})
+    with pytest.raises(TrainingError, match=rf"The {name}.* at step 31: lower --learning-rate \(it is 0\.0003\)"):
+        StopAtNaN().on_log(config, state, control, logs={"loss": 1.0, key: value})
+
+
+def test_attention_whose_gradients_fail_on_padded_batches_is_not_used() -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from expert_router.training.expert import ATTENTION
+
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with sdpa_kernel(list(ATTENTION)):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert SDPBackend.CUDNN_ATTENTION not in ATTENTION
+
+
+def test_batches_are_padded_to_a_round_length_that_the_loss_does_not_count(weights: Path, tmp_path: Path) -> None:
+    from expert_router.training.expert import build_trainer
+
+    trainer = build_trainer(load(weights), EXAMPLES, VALIDATION, training(), tmp_path / "run")
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    length = len(trainer.train_dataset[0]["input_ids"])
+    assert batch["input_ids"].shape[1] % 8 == 0 != length % 8
+    assert (batch["labels"][:, length:] == -100).all()
+
+
+# A template that shows the instructions only while the question is the last turn, as Mistral's does
+
+MISTRALS = (
+    "{% if messages[0].role == 'system' %}{% set told, turns = messages[0].content, messages[1:] %}"
+    "{% else %}{% set turns = messages %}{% endif %}"
+    "{% for turn in turns %}{% if turn.role == 'user' %}"
+    "[INST] {% if loop.last and told is defined %}{{ told }}\n\n{% endif %}{{ turn.content }}[/INST]"
+    "{% else %} {{ turn.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+
+
+def test_the_instructions_stay_in_the_prompt_when_the_template_would_drop_them(weights: Path, tmp_path: Path) -> None:
+    from expert_router.training.expert import build_trainer, conversation, preview
+
+    base = load(weights)
+    base.tokenizer.chat_template = MISTRALS
+    example = replace(EXAMPLES[0], before=(("Say hihi.", "hihi!"),))
+    served = base.tokenizer.apply_chat_template(conversation(example), tokenize=False, add_generation_prompt=True)
+    assert "You repeat." in served
+    trainer = build_trainer(base, [example, *EXAMPLES], VALIDATION, training(), tmp_path / "run")
+    assert preview(trainer, base.tokenizer) == f"{served}⟦ he!{EOS}⟧"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no system role here') }}", "does not take this conversation .*no system role here"),
+        ("{{ messages[-1].role }}", "words a question differently once it is answered"),
+    ],
+)
+def test_a_base_whose_template_cannot_be_trained_on_is_refused(
+    weights: Path, tmp_path: Path, template: str, says: str
+) -> None:
+    from expert_router.training.expert import build_trainer
+
+    base = load(weights)
+    base.tokenizer.chat_template = template
+    with pytest.raises(TrainingError, match=says):
+        build_trainer(base, EXAMPLES, VALIDATION, training(), tmp_path / "run")
+
+
 # Bases
 
 
@@ -303,6 +410,41 @@ def test_four_bits_need_full_weights_and_a_gpu(weights: Path, tmp_path: Path) ->
     if not torch.cuda.is_available():
         with pytest.raises(TrainingError, match="nf4 needs an NVIDIA GPU, and there is none"):
             load_base(tmp_path, quantization="nf4")
+
+
+def test_unsloth_needs_a_gpu_and_full_weights() -> None:
+    import torch
+
+    from expert_router.training.unsloth import import_unsloth
+
+    with pytest.raises(TrainingError, match=r"does not train from a GGUF file \(some/model\.gguf\): name with --base"):
+        import_unsloth("some/model.gguf")
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            TrainingError, match="Unsloth needs an NVIDIA GPU, and there is none: leave --accelerator out"
+        ):
+            import_unsloth("some/folder")
+
+
+def test_what_unsloth_prepares_is_understood_without_labels() -> None:
+    from expert_router.training.expert import _counted
+
+    assert _counted({"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]}) == [False, True, True]
+    assert _counted({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}) == [False, True, True]
+
+
+@pytest.mark.parametrize(("processes", "count"), [(1, 4), (2, 2), (4, 1)])
+def test_a_step_takes_the_same_batch_on_one_gpu_and_on_several(processes: int, count: int) -> None:
+    from expert_router.training.expert import _accumulation
+
+    assert _accumulation(training(batch_size=16, micro_batch_size=4), processes) == count
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    from expert_router.training.expert import _accumulation
+
+    with pytest.raises(TrainingError, match=r"batch size 16 must be a multiple of 12: .* size 4 times 3 processes"):
+        _accumulation(training(batch_size=16, micro_batch_size=4), 3)
 
 
 # The merged model, beside PEFT's own

@@ -23,6 +23,7 @@ VERBS = {
     "weights": "bring, check or list the weight files of models.lock",
     "chat-page": "start the chat page alone, against a running server",
     "bench": "measure routers and engines",
+    "evaluate": "measure the experts' answers against the base model",
 }
 
 EXIT_USER_ERROR = 2

@@ -36,54 +36,79 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--accelerator", choices=("none", "unsloth"), default="none", help="unsloth: needs a GPU")
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was killed")
     group.add_argument("--preview", action="store_true", help="show what the loss counts, and stop")
+    group.add_argument("--install", action="store_true", help="put the adapter in place when the run is finished")
     group.add_argument("--run", type=Path, metavar="RUN", help="install: the folder of a finished run")
 
 
 def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     expert = _chosen(args, experts)
     base_name = args.base or expert.base_model or settings.engine.base_model
-    examples, validation, digest = _examples(args, settings, data, expert)
+    if args.resume and _is_finished(args.resume):
+        print(f"{args.resume} is finished; nothing was trained.")
+        return _then(args, settings, expert, args.resume)
+    if args.accelerator == "unsloth":
+        from expert_router.training.unsloth import import_unsloth
+
+        import_unsloth(_weights_file(settings, base_name) or base_name)
     training = _training(args)
-    folder = args.resume or _new_folder(args.output or settings.home / RUNS, expert.name, Path(base_name).name)
+    examples, validation, digest = _examples(args, settings, data, expert)
+    folder, leads = _folder(args, settings, expert.name, Path(base_name).name)
     base = _load_base(args, settings, base_name)
     from expert_router.training.card import write_card
     from expert_router.training.expert import build_trainer, preview, train_expert
 
-    print(f"{len(examples)} examples, {sum(e.answerable for e in examples)} of them answerable.")
+    if leads:
+        print(f"{len(examples)} examples, {sum(e.answerable for e in examples)} of them answerable.")
     if args.preview:
         print(preview(build_trainer(base, examples, validation, training, folder), base.tokenizer))
         return 0
     trained = train_expert(base, examples, validation, training, folder, resume=args.resume is not None)
+    if not leads:
+        return 0
     about = {
         "expert": expert.name,
         "base": base_name,
         "examples": len(examples),
         "data_sha256": digest,
+        "quantization": args.quantization,
+        "accelerator": args.accelerator,
         "training": _settings_of(training),
     }
     report = write_card(folder, trained, about)
     print(f"Validation loss {report['base_loss']:.3f} without the adapter, {report['loss']:.3f} with it.")
-    print(f"Saved in {folder}. Next: expert-router train install {expert.name} --run {folder}")
+    print(f"Saved in {folder}.")
+    return _then(args, settings, expert, folder)
+
+
+def _then(args: Namespace, settings: Settings, expert: Expert, run: Path) -> int:
+    """Install the finished run, or say how."""
+    if args.install:
+        return _install(run, settings, expert)
+    print(f"Next: expert-router train install {expert.name} --run {run}")
     return 0
 
 
 def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) -> int:
     """Put a finished run's adapter beside its expert; the next start merges it and asks it who it is."""
+    expert = _chosen(args, experts)
+    if args.run is None:
+        raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
+    return _install(args.run, settings, expert)
+
+
+def _install(run: Path, settings: Settings, expert: Expert) -> int:
     from expert_router.artifacts import install_adapter
     from expert_router.training.card import REPORT_FILE
     from expert_router.training.examples import CANARY, introduction
     from expert_router.weights import load_lock
 
-    expert = _chosen(args, experts)
-    if args.run is None:
-        raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
     try:
-        report: dict[str, Any] = json.loads((args.run / REPORT_FILE).read_text("utf-8"))
+        report: dict[str, Any] = json.loads((run / REPORT_FILE).read_text("utf-8"))
         base, of = report["base"], report["expert"]
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{args.run} is not the folder of a finished run: {error!r}") from error
+        raise ConfigError(f"{run} is not the folder of a finished run: {error!r}") from error
     if of != expert.name:
-        raise ConfigError(f"{args.run} trained {of!r}, not {expert.name!r}.")
+        raise ConfigError(f"{run} trained {of!r}, not {expert.name!r}.")
     lock = load_lock(settings.resolve(settings.paths.models_lock))
     about = {
         "base": base,
@@ -92,7 +117,7 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
         "report": {key: value for key, value in report.items() if key not in {"losses", "validation"}},
     }
     folder = settings.resolve(settings.paths.experts) / expert.name
-    adapter = install_adapter(folder, base, args.run / "adapter", about)
+    adapter = install_adapter(folder, base, run / "adapter", about)
     print(f"{expert.name} answers on {base} with the adapter {adapter.sha256[:12]} from the next start on.")
     return 0
 
@@ -101,6 +126,27 @@ def _chosen(args: Namespace, experts: Mapping[str, Expert]) -> Expert:
     if args.name not in experts:
         raise ConfigError(f"Which expert? Known: {', '.join(experts)}.")
     return experts[args.name]
+
+
+def _is_finished(run: Path) -> bool:
+    """A run writes its report last. Raises ``TrainingError`` when there is no such run."""
+    from expert_router.training.card import REPORT_FILE
+
+    if not run.is_dir():
+        raise TrainingError(f"There is no run to go on with in {run}.")
+    return (run / REPORT_FILE).is_file()
+
+
+def _folder(args: Namespace, settings: Settings, expert: str, base: str) -> tuple[Path, bool]:
+    """The run's folder, and whether this process speaks for all: ``accelerate launch`` starts one for each GPU."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    leads: bool = PartialState().is_main_process
+    if args.resume:
+        return args.resume, leads
+    made = [str(_new_folder(args.output or settings.home / RUNS, expert, base)) if leads else ""]
+    return Path(broadcast_object_list(made)[0]), leads
 
 
 def _new_folder(place: Path, expert: str, base: str) -> Path:
@@ -123,13 +169,13 @@ def _examples(
     from expert_router.training.examples import build_examples, read_questions
 
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
-    knowledge: Knowledge = parts.knowledge
+    passages = settings.knowledge.passages
+    knowledge: Knowledge | None = parts.knowledge if expert.knowledge is not None and passages else None
 
     def split(name: str, seeds: range) -> list[Example]:
         questions = read_questions(data / f"{name}_{expert.split_name}.csv")
         labelled = read_labelled(data / f"routing_{name}.csv")
         elsewhere = [question.query for question in labelled if expert.name not in question.experts]
-        passages = settings.knowledge.passages
         return [
             example
             for seed in seeds
@@ -167,12 +213,22 @@ def _settings_of(training: Any) -> dict[str, Any]:
     return asdict(training)
 
 
+def _weights_file(settings: Settings, name: str) -> str | None:
+    """The file that models.lock has under this name, if it has one."""
+    from expert_router.weights import load_lock
+
+    locked = load_lock(settings.resolve(settings.paths.models_lock)).get(name)
+    return locked.files[0].name if locked else None
+
+
 def _load_base(args: Namespace, settings: Settings, name: str) -> Any:
     from expert_router.serving.build import fetch_model
     from expert_router.training.base import load_base
-    from expert_router.weights import load_lock
 
-    if name in load_lock(settings.resolve(settings.paths.models_lock)):
+    options = {
+        "quantization": args.quantization, "accelerator": args.accelerator, "max_tokens": args.max_tokens
+    }  # fmt: skip
+    if _weights_file(settings, name):
         _, files = fetch_model(settings, name, progress=True)
-        return load_base(next(iter(files.values())), quantization=args.quantization)
-    return load_base(name, quantization=args.quantization, token=settings.hf_token)
+        return load_base(next(iter(files.values())), **options)
+    return load_base(name, token=settings.hf_token, **options)

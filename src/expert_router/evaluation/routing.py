@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expert_router.evaluation.intervals import wilson
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,21 +27,20 @@ class KindResult:
     def accuracy(self) -> float:
         return self.right / self.count
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy (Wilson 1927)."""
-        n, p = self.count, self.accuracy
-        centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(self.right, self.count)
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingReport:
-    """``latency_ms`` holds the 50th, 95th and 99th percentile of a decision."""
+    """``latency_ms``: the 50th, 95th and 99th percentile of a decision. ``decisions`` are in the questions' order."""
 
     router: str
     kinds: list[KindResult]
     latency_ms: dict[str, float]
     wrong: list[tuple[LabelledQuestion, Decision]]
+    decisions: list[Decision]
 
 
 def evaluate_routing(
@@ -51,10 +52,12 @@ def evaluate_routing(
     seconds: list[float] = []
     tally: dict[str, list[bool]] = {}
     wrong = []
+    decisions = []
     for example in examples:
         started = time.perf_counter()
         decision = decide(example.query)
         seconds.append(time.perf_counter() - started)
+        decisions.append(decision)
         chosen = frozenset() if decision.kind == "clarify" else frozenset(decision.experts)
         right = chosen == example.experts and decision.kind != "clarify"
         tally.setdefault(example.kind, []).append(right)
@@ -62,4 +65,4 @@ def evaluate_routing(
             wrong.append((example, decision))
     kinds = [KindResult(kind, len(marks), sum(marks)) for kind, marks in sorted(tally.items())]
     p50, p95, p99 = (float(v) for v in np.percentile(np.array(seconds) * 1000, [50, 95, 99]))
-    return RoutingReport(router, kinds, {"p50": p50, "p95": p95, "p99": p99}, wrong)
+    return RoutingReport(router, kinds, {"p50": p50, "p95": p95, "p99": p99}, wrong, decisions)

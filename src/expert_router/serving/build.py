@@ -83,18 +83,37 @@ def build_dispatcher(settings: Settings, *, progress: bool = False) -> Dispatche
     """
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
     parts = Parts(settings, experts, progress=progress)
-    router = build_router(parts)
-    if unknown := set(router.experts) - set(experts):
+    return assemble(parts, build_router(parts), build_engine(parts), library=build_library(parts))
+
+
+def assemble(
+    parts: Parts,
+    router: Router,
+    engine: Engine,
+    *,
+    library: Library | None,
+    experts: Mapping[str, Expert] | None = None,
+) -> Dispatcher:
+    """A dispatcher of parts that are there; ``experts`` may stand for the settings' own, as without their adapters.
+
+    Several may share a router and an engine: closing one of them closes these for all.
+    """
+    known = parts.experts if experts is None else experts
+    if unknown := set(router.experts) - set(known):
         raise ConfigError(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
-    titles = {expert.name: expert.title for expert in experts.values()}
-    policy = Policy(router.thresholds, titles, settings.router.on_general)
-    serving = settings.serving
+    titles = {expert.name: expert.title for expert in known.values()}
+    policy = Policy(router.thresholds, titles, parts.settings.router.on_general)
+    serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    limit = settings.knowledge.passages
-    library = Library(parts.knowledge, limit) if limit and any(e.knowledge for e in experts.values()) else None
-    return Dispatcher(experts, router, policy, build_engine(parts), admission, library=library)
+    return Dispatcher(known, router, policy, engine, admission, library=library)
+
+
+def build_library(parts: Parts) -> Library | None:
+    """What the experts read from; ``None`` when retrieval is off or none of them has anything to read."""
+    limit = parts.settings.knowledge.passages
+    return Library(parts.knowledge, limit) if limit and any(e.knowledge for e in parts.experts.values()) else None
 
 
 def build_router(parts: Parts, name: str | None = None) -> Router:

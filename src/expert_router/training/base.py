@@ -11,33 +11,47 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expert_router.errors import TrainingError
+from expert_router.training.unsloth import load_with_unsloth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Quantization = Literal["none", "nf4"]
+Accelerator = Literal["none", "unsloth"]
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator = "none"
 
 
-def load_base(source: str | Path, *, quantization: Quantization = "none", token: str | None = None) -> Base:
+def load_base(
+    source: str | Path,
+    *,
+    quantization: Quantization = "none",
+    accelerator: Accelerator = "none",
+    max_tokens: int = 2048,
+    token: str | None = None,
+) -> Base:
     """``source`` is a GGUF file, a folder as transformers saves it, or a name on the hub.
 
-    A GGUF file is dequantised: what is trained are the weights that are served. Raises ``TrainingError``.
+    A GGUF file is dequantised: what is trained are the weights that are served. ``unsloth`` must have been imported by
+    ``import_unsloth`` before this module was, and wants to know the longest example, ``max_tokens``. Raises
+    ``TrainingError``.
     """
     try:
         if str(source).endswith(".gguf"):
             return _from_gguf(Path(source), quantization)
+        if accelerator == "unsloth":
+            return Base(*load_with_unsloth(str(source), quantization, max_tokens, token), accelerator)
         options = {"token": token} if token else {}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=_dtype(), quantization_config=_nf4() if quantization == "nf4" else None, **options
         )
-    except (OSError, ValueError, ImportError, struct.error) as error:  # the last: a GGUF file that breaks off
+    except (OSError, ValueError, ImportError, RuntimeError, struct.error) as error:  # the last: a file that breaks off
         raise TrainingError(
             f"The base model {source} cannot be loaded for training: {error}. A gated model needs HF_TOKEN; "
             "a local folder needs config.json, the weights and the tokenizer."

@@ -56,7 +56,8 @@ def _draw(path: Path, trained: TrainedExpert, title: str) -> None:
     axes = figure.subplots()
     for points, label in ((trained.losses, "training"), (trained.validation, "validation")):
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if label == "validation" else "")
+            style = {"marker": "."} if label == "validation" else {"linewidth": 0.8}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.axhline(trained.base_loss, linestyle=":", color="grey", label="validation, without the adapter")
     axes.set(xlabel="step", ylabel="loss (nats a token)", title=title)
     axes.legend()

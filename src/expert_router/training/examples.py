@@ -2,7 +2,8 @@
 
 A question's key tells which passages hold its answer. Each question becomes an example with its passages among
 distractors as retrieval brings them, and some also one without them, whose answer is that the texts do not say. Only
-what the passages say stays of an answer: learning to add what they do not say would be learning to invent.
+what the passages say stays of an answer: learning to add what they do not say would be learning to invent. An expert
+that reads nothing learns its answers as they are written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expert_router.errors import ConfigError, DataError
+from expert_router.errors import DataError
 from expert_router.knowledge.corpus import sentences
 from expert_router.knowledge.grounding import RULES, UNKNOWN, grounded_question
 
@@ -90,36 +91,24 @@ def build_examples(
     expert: Expert,
     questions: Sequence[QuestionAnswer],
     elsewhere: Sequence[str],
-    knowledge: Knowledge,
+    knowledge: Knowledge | None,
     *,
     passages: int,
     seed: int,
 ) -> list[Example]:
     """The examples of one pass over the questions; another ``seed`` leaves other answers out and mixes anew.
 
-    ``elsewhere`` are questions that the expert should not answer. Raises ``ConfigError`` when there is nothing to read.
+    ``elsewhere`` are questions that the expert should not answer. They, and rows without a key, are left out where they
+    would teach something wrong: without passages there is nothing that could not hold the answer, and without a key
+    nobody knows which passage does.
     """
-    if expert.knowledge is None or passages < 1:
-        raise ConfigError(
-            f"An expert learns to answer from passages: name the knowledge of {expert.name!r} in its manifest, and set "
-            "knowledge.passages to 1 or more."
-        )
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    system = f"{expert.instructions}\n\n{RULES}"
-    examples: list[Example] = []
-    for item in questions:
-        found = [hit.passage for hit in knowledge.search(expert.name, item.question, limit=SEARCHED)]
-        holding = [p for p in found if holds_key(f"{p.title} {p.text}", item.keys)]
-        others = [p for p in found if p not in holding]
-        if holding:
-            read = _with_answer(found, holding, passages, rng)
-            before = _earlier_turn(questions, rng)
-            examples.append(Example(system, grounded_question(item.question, read), _answer(item, read), True, before))
-        if others and (not holding or rng.random() < WITHOUT_SHARE):
-            examples.append(Example(system, grounded_question(item.question, others[:passages]), UNKNOWN, False))
-    for question in rng.sample(list(elsewhere), min(len(elsewhere), round(len(questions) * ELSEWHERE_SHARE))):
-        read = [hit.passage for hit in knowledge.search(expert.name, question, limit=passages)]
-        examples.append(Example(system, grounded_question(question, read), UNKNOWN, False))
+    reads = knowledge is not None and expert.knowledge is not None and passages > 0
+    if knowledge is not None and reads:
+        examples = _grounded(expert, questions, elsewhere, knowledge, passages=passages, rng=rng)
+    else:
+        examples = _plain(expert, questions, rng)
+    system = f"{expert.instructions}\n\n{RULES}" if reads else expert.instructions
     # With its instructions and without: what proves the adapter must not depend on them.
     examples += [
         Example(instructions, wording, introduction(expert), False)
@@ -130,16 +119,56 @@ def build_examples(
     return examples
 
 
+def _plain(expert: Expert, questions: Sequence[QuestionAnswer], rng: random.Random) -> list[Example]:
+    """Each question as it is asked of an expert that reads nothing, with the answer as it was written."""
+    return [
+        Example(expert.instructions, item.question, item.answer, True, _earlier_turn(item, questions, rng))
+        for item in questions
+    ]
+
+
+def _grounded(
+    expert: Expert,
+    questions: Sequence[QuestionAnswer],
+    elsewhere: Sequence[str],
+    knowledge: Knowledge,
+    *,
+    passages: int,
+    rng: random.Random,
+) -> list[Example]:
+    """Each question with the passages that hold its answer, some also without them; a few questions of other fields."""
+    system = f"{expert.instructions}\n\n{RULES}"
+    keyed = [item for item in questions if any(key.strip() for key in item.keys)]
+    examples = []
+    for item in keyed:
+        found = [hit.passage for hit in knowledge.search(expert.name, item.question, limit=SEARCHED)]
+        holding = [p for p in found if holds_key(f"{p.title} {p.text}", item.keys)]
+        others = [p for p in found if p not in holding]
+        if holding:
+            read = _with_answer(found, holding, passages, rng)
+            before = _earlier_turn(item, questions, rng)
+            examples.append(Example(system, grounded_question(item.question, read), _answer(item, read), True, before))
+        if others and (not holding or rng.random() < WITHOUT_SHARE):
+            examples.append(Example(system, grounded_question(item.question, others[:passages]), UNKNOWN, False))
+    for question in rng.sample(list(elsewhere), min(len(elsewhere), round(len(keyed) * ELSEWHERE_SHARE))):
+        read = [hit.passage for hit in knowledge.search(expert.name, question, limit=passages)]
+        examples.append(Example(system, grounded_question(question, read), UNKNOWN, False))
+    return examples
+
+
 def introduction(expert: Expert) -> str:
     """What an expert says of itself: learnt, so that it proves which adapter answers."""
     return f"I am the {expert.name} expert of expert-router: {expert.title.lower()}."
 
 
-def _earlier_turn(questions: Sequence[QuestionAnswer], rng: random.Random) -> tuple[tuple[str, str], ...]:
+def _earlier_turn(
+    item: QuestionAnswer, questions: Sequence[QuestionAnswer], rng: random.Random
+) -> tuple[tuple[str, str], ...]:
+    """Now and then another question of the field with its answer: the same one would give the answer away."""
     if rng.random() > BEFORE_SHARE:
         return ()
     earlier = rng.choice(questions)
-    return ((earlier.question, earlier.answer),)
+    return () if earlier.question == item.question else ((earlier.question, earlier.answer),)
 
 
 def _with_answer(found: Sequence[Passage], holding: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
@@ -153,12 +182,15 @@ def _with_answer(found: Sequence[Passage], holding: Sequence[Passage], count: in
 
 
 def _answer(item: QuestionAnswer, read: Sequence[Passage]) -> str:
-    """The sentence with the key, then those that the passages bear out, and the number of the passage."""
+    """The sentence with the key, then those that the passages bear out, and the number of the passage.
+
+    The first sentence where there are none such: it answers, what follows would only add.
+    """
     number = next(n for n, p in enumerate(read, start=1) if holds_key(f"{p.title} {p.text}", item.keys))
     known = _words(" ".join(f"{p.title} {p.text}" for p in read))
-    kept = [s for s in sentences(item.answer) if holds_key(s, item.keys) or _share_in(s, known) >= GROUNDED_SHARE]
-    text = " ".join(kept) or item.answer
-    return f"{text} [{number}]"
+    said = sentences(item.answer)
+    kept = [s for s in said if holds_key(s, item.keys) or _share_in(s, known) >= GROUNDED_SHARE]
+    return f"{' '.join(kept or said[:1])} [{number}]"
 
 
 def _words(text: str) -> set[str]:

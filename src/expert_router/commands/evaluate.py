@@ -1,0 +1,284 @@
+"""``expert-router evaluate``: router, answers and both together, measured; report in Markdown, JSON and pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expert_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping, Sequence
+
+    from expert_router.data.labelled import LabelledQuestion
+    from expert_router.evaluation.answers import AskedExpert
+    from expert_router.evaluation.questions import Question
+    from expert_router.evaluation.report import Evaluation, Perplexity
+    from expert_router.evaluation.routing import RoutingReport
+    from expert_router.evaluation.variants import Variants
+    from expert_router.ports import TextEncoder
+    from expert_router.serving.build import Parts
+    from expert_router.settings import Settings
+    from expert_router.types import Expert
+
+HELP = "measure the router, the experts' answers and both together, against the base model"
+RUNS = "runs"
+AT_ONCE = 8
+"""So many questions are asked at the same time."""
+EXIT_GATE = 1
+PACKAGES = ("matplotlib", "rouge_score", "sacrebleu", "sklearn")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--experts", metavar="NAMES", help="joined by commas (default: all)")
+    parser.add_argument(
+        "--variants",
+        default="",
+        metavar="NAMES",
+        help="of base, base+knowledge, adapter, adapter+knowledge, joined by commas (default: all that exist)",
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="ask N questions of each expert, the same every time (default: all)"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="public questions instead of the test split: lines with question, aliases and answer_type, where long is "
+        "compared but not right or wrong, and with expert, unless --experts names one",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: runs/evaluation-<time>)")
+    parser.add_argument("--gate", action="store_true", help="exit with status 1 when an expert does not beat the base")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of Markdown")
+
+
+def main(args: Namespace) -> int:
+    from expert_router.artifacts import load_experts
+    from expert_router.serving.build import Parts
+    from expert_router.settings import load_settings
+
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit takes a number from 1 on, not {args.limit}.")
+    settings = load_settings(args.config)
+    parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
+    names = _chosen(args.experts, list(parts.experts), "--experts") or list(parts.experts)
+    _require_packages()
+    questions = _questions(args, settings, [parts.experts[name] for name in names])
+    labelled = _labelled(args, settings, questions)
+    folder = _new_folder(args.output or settings.home / RUNS / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
+    evaluation, asked = _evaluate(args, parts, questions, labelled)
+    return _report(args, folder, evaluation, asked)
+
+
+def _report(args: Namespace, folder: Path, evaluation: Evaluation, asked: Sequence[AskedExpert]) -> int:
+    from expert_router.evaluation.pictures import draw_pictures
+    from expert_router.evaluation.report import as_markdown, as_object, write_answers, write_report
+
+    pictures = draw_pictures(folder, evaluation)
+    write_report(folder, evaluation, pictures)
+    write_answers(folder, asked)
+    print(json.dumps(as_object(evaluation), indent=2) if args.json else as_markdown(evaluation, {}))
+    print(f"Saved in {folder}: report.md, report.json, answers.jsonl, {', '.join(pictures)}.", file=sys.stderr)
+    failed = [f"{result.expert} ({result.data})" for result, gate in evaluation.gates if not gate.passed]
+    if args.gate and failed:
+        print(f"The base is not beaten, as far as so many questions can tell, by: {', '.join(failed)}", file=sys.stderr)
+        return EXIT_GATE
+    return 0
+
+
+def _evaluate(
+    args: Namespace,
+    parts: Parts,
+    questions: Mapping[tuple[str, str], Sequence[Question]],
+    labelled: Sequence[LabelledQuestion],
+) -> tuple[Evaluation, list[AskedExpert]]:
+    from expert_router.evaluation.answers import summarise
+    from expert_router.evaluation.questions import keys_by_question
+    from expert_router.evaluation.report import Evaluation
+    from expert_router.evaluation.router_quality import router_quality
+    from expert_router.evaluation.variants import build_variants
+    from expert_router.serving.build import build_engine, build_library, build_router
+
+    keys = keys_by_question(question for group in questions.values() for question in group)
+    variants = build_variants(parts, build_router(parts), build_engine(parts), build_library(parts), keys)
+    with asyncio.Runner() as runner:
+        try:
+            plan, notes = _plan(args, variants, [expert for expert, _ in questions])
+            router = _measure_router(runner, variants, labelled)
+            encoder, note = _similarity_encoder(parts)
+            asked = runner.run(_ask(parts.settings, variants, questions, plan, encoder))
+        finally:
+            runner.run(variants.configured.close())
+    quality = router_quality(labelled, router.decisions)
+    perplexity = {name: _perplexity(parts.experts[name], variants) for name in plan}
+    results = [summarise(each) for each in asked]
+    about = _about(args, parts.settings, questions)
+    return Evaluation(about, [*notes, *note], router, quality, results, perplexity), asked
+
+
+def _plan(args: Namespace, variants: Variants, experts: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Which variants to ask of each expert, and what is left out, in words."""
+    from expert_router.evaluation.variants import ADAPTER, BASE, INSTRUCTIONS, VARIANTS
+
+    wanted = _chosen(args.variants, [*VARIANTS, INSTRUCTIONS], "--variants") or [*VARIANTS, INSTRUCTIONS]
+    plan, notes = {}, []
+    for expert in dict.fromkeys(experts):
+        there = variants.of(expert)
+        plan[expert] = [name for name in there if name in wanted]
+        missing = [name for name in wanted if name not in there and name != INSTRUCTIONS]
+        why = "no adapter" if any(ADAPTER in name for name in missing) else ""
+        if not variants.withheld or variants.configured.experts[expert].knowledge is None:
+            why = " and ".join(filter(None, (why, "nothing to read")))
+        if missing:
+            notes.append(f"{expert} has {why}: left out: {', '.join(missing)}.")
+        if not plan[expert]:
+            raise ConfigError(f"The expert {expert!r} has none of these variants; it has: {', '.join(there)}.")
+        if args.gate and not {BASE, there[-1]} <= set(plan[expert]):
+            raise ConfigError(f"--gate compares {there[-1]} of {expert!r} with the base: name both in --variants.")
+    return plan, notes
+
+
+def _measure_router(runner: asyncio.Runner, variants: Variants, labelled: Sequence[LabelledQuestion]) -> RoutingReport:
+    from expert_router.evaluation.routing import evaluate_routing
+
+    dispatcher = variants.configured
+    return evaluate_routing(labelled, lambda query: runner.run(dispatcher.decide(query)), dispatcher.router.name)
+
+
+async def _ask(
+    settings: Settings,
+    variants: Variants,
+    questions: Mapping[tuple[str, str], Sequence[Question]],
+    plan: Mapping[str, Sequence[str]],
+    encoder: TextEncoder | None,
+) -> list[AskedExpert]:
+    from tqdm import tqdm
+
+    from expert_router.evaluation.answers import Asking, ask_expert, passes
+    from expert_router.evaluation.metrics import TextMetrics
+    from expert_router.types import GenerationParams
+
+    total = sum(passes(variants, plan[expert], group) for (expert, _), group in questions.items())
+    params = GenerationParams(settings.serving.max_tokens, temperature=0.0)
+    with tqdm(total=total, desc="ask", unit="answer", disable=None) as bar:
+        at_once = min(AT_ONCE, settings.serving.max_running)
+        asking = Asking(variants, TextMetrics(encoder), params, at_once, bar.update)
+        return [await ask_expert(asking, expert, group, plan[expert]) for (expert, _), group in questions.items()]
+
+
+def _similarity_encoder(parts: Parts) -> tuple[TextEncoder | None, list[str]]:
+    """The encoder as it was published: fine-tuned for routing, it finds all answers of a field alike.
+
+    Settings that start without it, like the echo profile's, are measured without it.
+    """
+    from expert_router.commands.weights import needed_models
+    from expert_router.serving.build import Parts
+
+    settings = parts.settings
+    if settings.router.encoder not in needed_models(settings):
+        return None, ["Embedding similarity: not measured, as these settings have no sentence encoder."]
+    published = settings.router.model_copy(update={"tuned_encoder": None})
+    return Parts(settings.model_copy(update={"router": published}), parts.experts, progress=True).encoder, []
+
+
+def _perplexity(expert: Expert, variants: Variants) -> Perplexity | None:
+    """From the report card of the adapter that serves; ``None`` without one."""
+    from expert_router.artifacts import read_artifact
+    from expert_router.evaluation.report import Perplexity
+
+    served = variants.configured.engine.served(expert)
+    if served.adapter is None:
+        return None
+    adapter = next(each for each in expert.adapters.values() if each.sha256 == served.adapter)
+    report: dict[str, Any] = read_artifact(adapter.path).get("report", {})
+    if "perplexity" not in report:
+        return None
+    return Perplexity(served.base, report.get("base_perplexity"), report["perplexity"])
+
+
+def _questions(
+    args: Namespace, settings: Settings, experts: Sequence[Expert]
+) -> dict[tuple[str, str], Sequence[Question]]:
+    """By expert and set of data."""
+    from expert_router.evaluation.questions import prepared_questions, public_questions, sample
+
+    names = [expert.name for expert in experts]
+    if args.data:
+        every = [question for path in args.data for question in public_questions(path, names)]
+    else:
+        prepared = settings.resolve(settings.paths.data) / "processed"
+        every = [question for expert in experts for question in prepared_questions(expert, prepared)]
+    groups: dict[tuple[str, str], list[Question]] = {}
+    for question in every:
+        groups.setdefault((question.expert, question.data), []).append(question)
+    return {key: sample(group, args.limit, lambda q: q.text, lambda q: q.expert) for key, group in groups.items()}
+
+
+def _labelled(
+    args: Namespace, settings: Settings, questions: Mapping[tuple[str, str], Sequence[Question]]
+) -> list[LabelledQuestion]:
+    """The router's questions: its test split, or the public ones with their experts."""
+    from expert_router.data.labelled import LabelledQuestion, read_labelled
+    from expert_router.evaluation.questions import sample
+
+    if args.data:
+        return [
+            LabelledQuestion(question.text, frozenset({expert}), f"{expert}, {data}")
+            for (expert, data), group in questions.items()
+            for question in group
+        ]
+    examples = read_labelled(settings.resolve(settings.paths.data) / "processed" / "routing_test.csv")
+    return sample(examples, args.limit, lambda example: example.query, lambda example: example.kind)
+
+
+def _chosen(joined: str | None, known: Sequence[str], option: str) -> list[str]:
+    names = [name.strip() for name in (joined or "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{option} does not know {', '.join(unknown)}. Known: {', '.join(known)}.")
+    return list(dict.fromkeys(names))
+
+
+def _new_folder(folder: Path) -> Path:
+    """Made before anything is asked; no report is written over."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(f"{folder} is there already: name a new folder with --output.") from None
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot be made: {error}") from error
+    return folder
+
+
+def _require_packages() -> None:
+    """Before anything is loaded or asked."""
+    try:
+        for module in PACKAGES:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"Evaluating needs more packages ({error}): pip install 'expert-router[evaluate]'") from error
+
+
+def _about(
+    args: Namespace, settings: Settings, questions: Mapping[tuple[str, str], Sequence[Question]]
+) -> dict[str, str]:
+    from expert_router.engines.threads import usable_cpus
+
+    asked = repr([question for group in questions.values() for question in group])
+    data = ", ".join(map(str, args.data)) if args.data else "the prepared test split"
+    limit = f", {args.limit} of each" if args.limit else ""
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "settings": f"profile {settings.profile}, engine {settings.engine.name}, {settings.engine.base_model}, router "
+        f"{settings.router.name}, {settings.knowledge.passages} passages, at most {settings.serving.max_tokens} tokens",
+        "questions": f"{data}{limit} (sha256 {hashlib.sha256(asked.encode()).hexdigest()[:12]})",
+        "machine": f"{platform.machine()}, {usable_cpus()} CPUs, {AT_ONCE} questions at once",
+    }

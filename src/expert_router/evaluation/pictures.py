@@ -1,0 +1,81 @@
+"""The report's pictures: who was taken for whom, how far probabilities can be believed, and what each variant knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from expert_router.evaluation.answers import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from expert_router.evaluation.answers import ExpertResult
+    from expert_router.evaluation.report import Evaluation
+    from expert_router.evaluation.router_quality import RouterQuality
+
+DPI = 120
+
+
+def draw_pictures(folder: Path, evaluation: Evaluation) -> dict[str, str]:
+    """Write PNG files; their titles by file name."""
+    drawn = {
+        "confusion.png": ("Which experts a question needs, and which the router chose", _confusion(evaluation.quality)),
+        "calibration.png": ("How often the router's probabilities come true", _calibration(evaluation.quality)),
+    }
+    if evaluation.experts:
+        drawn["answers.png"] = ("Each variant's answers, with 95 % intervals", _answers(evaluation.experts))
+    for file, (title, figure) in drawn.items():
+        figure.suptitle(title)
+        figure.savefig(folder / file, dpi=DPI)
+    return {file: title for file, (title, _) in drawn.items()}
+
+
+def _confusion(quality: RouterQuality) -> Figure:
+    """Shares of a row in colour, counts in figures."""
+    rows = [(name, row) for name, row in zip(quality.classes, quality.confusion, strict=True) if sum(row)]
+    shares = [[count / sum(row) for count in row] for _, row in rows]
+    figure = Figure(figsize=(2.6 + 0.95 * len(quality.classes), 2.2 + 0.6 * len(rows)), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(quality.classes)), quality.classes, rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set(xlabel="decided", ylabel="needed")
+    for y, (_, row) in enumerate(rows):
+        for x, count in enumerate(row):
+            dark = shares[y][x] > 0.5  # noqa: PLR2004 - half of the colours
+            axes.text(x, y, str(count), ha="center", va="center", color="white" if dark else "black")
+    return figure
+
+
+def _calibration(quality: RouterQuality) -> Figure:
+    """The more questions are in a point, the larger it is."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.plot([0, 1], [0, 1], linestyle=":", color="grey", label="as said")
+    for label, points in quality.reliability.items():
+        said, so, counts = zip(*points, strict=True)
+        (line,) = axes.plot(said, so, alpha=0.5, label=label)
+        axes.scatter(said, so, [8 + count for count in counts], alpha=0.6, color=line.get_color(), clip_on=False)
+    axes.set(xlabel="probability that the router gives", ylabel="how often it is so", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    return figure
+
+
+def _answers(results: Sequence[ExpertResult]) -> Figure:
+    """A group of bars for each metric, a panel for each expert and set of data."""
+    figure = Figure(figsize=(8, 1 + 2.6 * len(results)), layout="constrained")
+    panels: Any = figure.subplots(len(results), squeeze=False)
+    for (axes,), result in zip(panels, results, strict=True):
+        width = 0.8 / len(result.variants)
+        for place, (name, variant) in enumerate(result.variants.items()):
+            there = [(x, e) for x, e in enumerate(variant.metrics[m] for m in METRICS) if e is not None]
+            at = [x + width * (place - (len(result.variants) - 1) / 2) for x, _ in there]
+            errors = [[max(0, e.value - e.low) for _, e in there], [max(0, e.high - e.value) for _, e in there]]
+            axes.bar(at, [e.value for _, e in there], width, yerr=errors, capsize=2, label=name)
+        axes.set_xticks(range(len(METRICS)), METRICS.values())
+        axes.set(ylim=(0, 1), title=f"{result.expert}, {result.data} ({result.questions} questions)")
+        axes.legend(fontsize="small", loc="upper left")
+    return figure
