@@ -28,11 +28,12 @@ FP32_SUFFIX = "-fp32"
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("router", "encoder", "expert", "install"),
+        choices=("router", "encoder", "expert", "install", "verify"),
         help="router: the head and its thresholds, in seconds; encoder: the sentence encoder; expert: an adapter for "
-        "one expert; install: put a trained adapter in place. encoder and expert need the train extra",
+        "one expert; install: put a trained adapter in place; verify: compare what is served with what was trained. "
+        "encoder, expert and verify need the train extra",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="expert and install: which expert")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="expert, install and verify: which expert")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: data/processed)")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where the artifact goes (default: the configured place)"
@@ -52,6 +53,8 @@ def main(args: Namespace) -> int:
     settings = load_settings(args.config)
     data = args.data or settings.resolve(settings.paths.data) / "processed"
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    if args.what == "verify":
+        return train_expert.verify(args, settings, data, experts)
     if args.what == "install":
         return train_expert.install(args, settings, experts)
     if args.what == "expert":

@@ -1,4 +1,4 @@
-"""``expert-router train expert NAME`` and ``train install NAME``: the parts of ``train`` that make experts."""
+"""``expert-router train expert``, ``install`` and ``verify``: the parts of ``train`` that make experts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--preview", action="store_true", help="show what the loss counts, and stop")
     group.add_argument("--install", action="store_true", help="put the adapter in place when the run is finished")
     group.add_argument("--run", type=Path, metavar="RUN", help="install: the folder of a finished run")
+    group.add_argument("--conversations", type=int, default=50, help="verify: how many are compared")
 
 
 def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
@@ -94,6 +95,28 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
     if args.run is None:
         raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
     return _install(args.run, settings, expert)
+
+
+def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
+    """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
+    from expert_router.serving.build import prepare_base_model
+
+    expert = _chosen(args, experts)
+    base_name = args.base or expert.base_model or settings.engine.base_model
+    adapter = expert.adapter_for(base_name)
+    if adapter is None:
+        raise ConfigError(f"The expert {expert.name!r} has no adapter: expert-router train expert {expert.name}")
+    _training(args)  # says which packages are missing
+    from expert_router.training.parity import LEAST_SAME_TOP, check_parity
+
+    served = prepare_base_model(settings, base_name, adapter, progress=True)
+    _, validation, _ = _examples(args, settings, data, expert)
+    base = _load_base(args, settings, base_name)
+    parity = check_parity(base, adapter.path, served.folder, validation[: args.conversations])
+    print(f"{served.modules} modules merged; {parity.tokens} answer tokens of {parity.conversations} conversations.")
+    print(f"The same likeliest token: {parity.same_top:.1%} (at least {LEAST_SAME_TOP:.0%} are expected).")
+    print(f"Largest difference of a logit {parity.largest_difference:.2f}, mean {parity.mean_difference:.3f}.")
+    return int(parity.same_top < LEAST_SAME_TOP)
 
 
 def _install(run: Path, settings: Settings, expert: Expert) -> int:
