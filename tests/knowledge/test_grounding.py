@@ -68,7 +68,17 @@ def test_numbers_of_passages_are_taken_out_with_the_space_before_them(answer: st
     assert without_citations(answer) == plain
 
 
-@pytest.mark.parametrize("answer", [UNKNOWN, f"  {UNKNOWN}\n", UNKNOWN.upper(), "I don't know.", "I do not know that."])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        UNKNOWN,
+        f"  {UNKNOWN}\n",
+        UNKNOWN.upper(),
+        "I don't know.",
+        "I don\N{RIGHT SINGLE QUOTATION MARK}t know.",
+        "I do not know that.",
+    ],
+)
 def test_saying_that_one_does_not_know_is_recognised(answer: str) -> None:
     assert is_unknown(answer)
 

@@ -42,4 +42,5 @@ def without_citations(answer: str) -> str:
 
 def is_unknown(answer: str) -> bool:
     """Whether the expert says that it does not know."""
-    return answer.strip().lower().startswith(("i don't know", "i do not know"))
+    plain = answer.strip().lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return plain.startswith(("i don't know", "i do not know"))
