@@ -18,7 +18,14 @@ from expert_router.api.deps import SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.errors import ExpertRouterError, UnknownModelError
-from expert_router.serving.objects import decision_object, served_object, source_objects, timings_object, usage_object
+from expert_router.serving.objects import (
+    all_source_objects,
+    decision_object,
+    served_object,
+    source_objects,
+    timings_object,
+    usage_object,
+)
 from expert_router.types import AUTO, Accepted, Done, Routed, Section, Sources, Text
 
 if TYPE_CHECKING:
@@ -169,7 +176,7 @@ def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict
         "usage": usage_object(answer.usage),
         "expert_router": {
             **about,
-            "sources": [source for each in answer.sources for source in source_objects(each)],
+            "sources": all_source_objects(answer),
             "timings": timings_object(answer.timings),
         },
     }

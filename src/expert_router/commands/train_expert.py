@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from expert_router.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from expert_router.ports import Knowledge
+    from expert_router.serving.build import Parts
     from expert_router.settings import Settings
     from expert_router.training.examples import Example
     from expert_router.types import Expert
@@ -42,8 +44,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
+    from expert_router.serving.build import Parts
+
     expert = _chosen(args, experts)
-    base_name = args.base or expert.base_model or settings.engine.base_model
+    base_name = _base_name(args, settings, expert)
     if args.resume and _is_finished(args.resume):
         print(f"{args.resume} is finished; nothing was trained.")
         return _then(args, settings, expert, args.resume)
@@ -52,7 +56,9 @@ def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str,
 
         import_unsloth(_weights_file(settings, base_name) or base_name)
     training = _training(args)
-    examples, validation, digest = _examples(args, settings, data, expert)
+    parts = Parts(settings, experts, progress=True)
+    examples = _examples(parts, data, expert, "train", range(args.seed, args.seed + args.passes))
+    validation = _examples(parts, data, expert, "calibration", [args.seed])
     folder, leads = _folder(args, settings, expert.name, Path(base_name).name)
     base = _load_base(args, settings, base_name)
     from expert_router.training.card import write_card
@@ -70,10 +76,10 @@ def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str,
         "expert": expert.name,
         "base": base_name,
         "examples": len(examples),
-        "data_sha256": digest,
+        "data_sha256": hashlib.sha256(repr((examples, validation)).encode()).hexdigest(),
         "quantization": args.quantization,
         "accelerator": args.accelerator,
-        "training": _settings_of(training),
+        "training": asdict(training),
     }
     report = write_card(folder, trained, about)
     print(f"Validation loss {report['base_loss']:.3f} without the adapter, {report['loss']:.3f} with it.")
@@ -99,10 +105,10 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
 
 def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
-    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.build import Parts, prepare_base_model
 
     expert = _chosen(args, experts)
-    base_name = args.base or expert.base_model or settings.engine.base_model
+    base_name = _base_name(args, settings, expert)
     adapter = expert.adapter_for(base_name)
     if adapter is None:
         raise ConfigError(f"The expert {expert.name!r} has no adapter: expert-router train expert {expert.name}")
@@ -110,7 +116,7 @@ def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str
     from expert_router.training.parity import LEAST_SAME_TOP, check_parity
 
     served = prepare_base_model(settings, base_name, adapter, progress=True)
-    _, validation, _ = _examples(args, settings, data, expert)
+    validation = _examples(Parts(settings, experts, progress=True), data, expert, "calibration", [args.seed])
     base = _load_base(args, settings, base_name)
     parity = check_parity(base, adapter.path, served.folder, validation[: args.conversations])
     print(f"{served.modules} modules merged; {parity.tokens} answer tokens of {parity.conversations} conversations.")
@@ -151,6 +157,11 @@ def _chosen(args: Namespace, experts: Mapping[str, Expert]) -> Expert:
     return experts[args.name]
 
 
+def _base_name(args: Namespace, settings: Settings, expert: Expert) -> str:
+    name: str = args.base or expert.base_model or settings.engine.base_model
+    return name
+
+
 def _is_finished(run: Path) -> bool:
     """A run writes its report last. Raises ``TrainingError`` when there is no such run."""
     from expert_router.training.card import REPORT_FILE
@@ -182,33 +193,21 @@ def _new_folder(place: Path, expert: str, base: str) -> Path:
     return folder
 
 
-def _examples(
-    args: Namespace, settings: Settings, data: Path, expert: Expert
-) -> tuple[Sequence[Example], Sequence[Example], str]:
-    """Examples to learn from, to validate on, and the hash of them all."""
-    from expert_router.artifacts import load_experts
+def _examples(parts: Parts, data: Path, expert: Expert, split: str, seeds: Iterable[int]) -> list[Example]:
+    """The examples of a split of the prepared data, a pass over it for each seed."""
     from expert_router.data.labelled import read_labelled
-    from expert_router.serving.build import Parts
     from expert_router.training.examples import build_examples, read_questions
 
-    parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
-    passages = settings.knowledge.passages
+    passages = parts.settings.knowledge.passages
     knowledge: Knowledge | None = parts.knowledge if expert.knowledge is not None and passages else None
-
-    def split(name: str, seeds: range) -> list[Example]:
-        questions = read_questions(data / f"{name}_{expert.split_name}.csv")
-        labelled = read_labelled(data / f"routing_{name}.csv")
-        elsewhere = [question.query for question in labelled if expert.name not in question.experts]
-        return [
-            example
-            for seed in seeds
-            for example in build_examples(expert, questions, elsewhere, knowledge, passages=passages, seed=seed)
-        ]
-
-    examples = split("train", range(args.seed, args.seed + args.passes))
-    validation = split("calibration", range(args.seed, args.seed + 1))
-    digest = hashlib.sha256(repr((examples, validation)).encode()).hexdigest()
-    return examples, validation, digest
+    questions = read_questions(data / f"{split}_{expert.split_name}.csv")
+    labelled = read_labelled(data / f"routing_{split}.csv")
+    elsewhere = [question.query for question in labelled if expert.name not in question.experts]
+    return [
+        example
+        for seed in seeds
+        for example in build_examples(expert, questions, elsewhere, knowledge, passages=passages, seed=seed)
+    ]
 
 
 def _training(args: Namespace) -> Any:
@@ -228,12 +227,6 @@ def _training(args: Namespace) -> Any:
         max_steps=args.max_steps,
         seed=args.seed,
     )
-
-
-def _settings_of(training: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(training)
 
 
 def _weights_file(settings: Settings, name: str) -> str | None:

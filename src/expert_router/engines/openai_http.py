@@ -33,7 +33,7 @@ from expert_router.types import Chunk, Served, Usage
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
-    from expert_router.types import Expert, FinishReason, GenerationParams, Message
+    from expert_router.types import Adapter, Expert, FinishReason, GenerationParams, Message
 
 DONE = "[DONE]"
 MAX_BODY_BYTES = 1024**2
@@ -127,10 +127,8 @@ class OpenAIHTTPEngine:
 
     def served(self, expert: Expert) -> Served:
         model = self._model_of(expert)
-        for base, adapter in expert.adapters.items():
-            if model.endswith(f"@{adapter.sha256[:ADAPTER_HASH_DIGITS]}"):
-                return Served(base, adapter.sha256)
-        return Served(model)
+        named = _adapter_named(expert, model)
+        return Served(model) if named is None else Served(named[0], named[1].sha256)
 
     async def warm_up(self, expert: Expert) -> None:
         """Check that the server serves the expert's model. Raises ``NotReadyError`` with what is missing."""
@@ -416,8 +414,14 @@ def _too_long(said: str) -> ContextLengthError:
     )
 
 
+def _adapter_named(expert: Expert, model: str) -> tuple[str, Adapter] | None:
+    """The expert's adapter whose hash the model's name ends with, and its base."""
+    matches = (pair for pair in expert.adapters.items() if model.endswith(f"@{pair[1].sha256[:ADAPTER_HASH_DIGITS]}"))
+    return next(matches, None)
+
+
 def _how_to_serve(expert: Expert, model: str) -> str:
-    for adapter in expert.adapters.values():
-        if model.endswith(f"@{adapter.sha256[:ADAPTER_HASH_DIGITS]}"):
-            return f"Load the adapter there (vLLM: --enable-lora --lora-modules {model}={adapter.path})."
+    named = _adapter_named(expert, model)
+    if named is not None:
+        return f"Load the adapter there (vLLM: --enable-lora --lora-modules {model}={named[1].path})."
     return f"Serve it there (vLLM: --served-model-name {model}), or set engine.base_model to one that it serves."

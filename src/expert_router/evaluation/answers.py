@@ -15,9 +15,9 @@ import numpy as np
 
 from expert_router.errors import EngineError, ExpertRouterError
 from expert_router.evaluation.intervals import mean, paired_difference, share
-from expert_router.evaluation.variants import BASE, says
+from expert_router.evaluation.variants import BASE
 from expert_router.knowledge.grounding import is_unknown, without_citations
-from expert_router.training.examples import holds_key
+from expert_router.training.examples import holds_key, passage_holds
 from expert_router.types import AUTO, GENERAL, Answer, ChatRequest, Message
 
 if TYPE_CHECKING:
@@ -245,7 +245,9 @@ def score_answer(question: Question, answer: Answer | ExpertRouterError, metrics
         return Scored(question, "", empty, False, None, (), {}, None, None, None, 0, str(answer))
     text = without_citations(answer.text) if answer.answered_by else ""
     given = [found for sources in answer.sources for found in sources.found]
-    answerable = any(says(found, question.keys) for found in given) if given and question.keys else None
+    answerable = (
+        any(passage_holds(found.passage, question.keys) for found in given) if given and question.keys else None
+    )
     timings = answer.timings
     return Scored(
         question,

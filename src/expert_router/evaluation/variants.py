@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.serving.build import assemble
 from expert_router.serving.dispatcher import Library
-from expert_router.training.examples import holds_key
+from expert_router.training.examples import passage_holds
 from expert_router.types import GENERAL
 
 if TYPE_CHECKING:
@@ -44,12 +44,7 @@ class WithoutAnswers:
 
     def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
         found = self._knowledge.search(expert, question, history, max(SEARCHED, limit))
-        return [hit for hit in found if not says(hit, self._keys.get(question, ()))][:limit]
-
-
-def says(found: Found, keys: Sequence[str]) -> bool:
-    """Whether a passage, its title included, holds one of the keys."""
-    return holds_key(f"{found.passage.title} {found.passage.text}", keys)
+        return [hit for hit in found if not passage_holds(hit.passage, self._keys.get(question, ()))][:limit]
 
 
 @dataclass(frozen=True, slots=True)

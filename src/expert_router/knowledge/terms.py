@@ -37,17 +37,20 @@ class TermIndex:
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """Shape (P,), from 0 to about 30."""
-        words = _words_of_all([text])[0] if self._has_words else []
-        if not words:
-            return np.zeros(len(self.passages), dtype=np.float32)
-        return np.asarray(self._bm25.get_scores(words), dtype=np.float32)
+        return self._scores(_words_of_all([text])[0])
 
     def evidence(self, text: str) -> dict[str, float]:
         """For each expert: the score of its best passage per word of the text; about 3 when it holds them all."""
-        words = len(_words_of_all([text])[0]) + 1  # so that one word alone does not count for all
-        scores_P = self.scores(text)
+        words = _words_of_all([text])[0]
+        scores_P = self._scores(words)
         best = {e: float(scores_P[self.owner_P == n].max(initial=0.0)) for n, e in enumerate(self.experts)}
-        return {expert: score / words for expert, score in best.items()}
+        per = len(words) + 1  # so that one word alone does not count for all
+        return {expert: score / per for expert, score in best.items()}
+
+    def _scores(self, words: list[str]) -> NDArray[np.float32]:
+        if not words or not self._has_words:
+            return np.zeros(len(self.passages), dtype=np.float32)
+        return np.asarray(self._bm25.get_scores(words), dtype=np.float32)
 
 
 def _words_of_all(texts: list[str]) -> list[list[str]]:

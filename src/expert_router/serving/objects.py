@@ -53,6 +53,11 @@ def source_objects(sources: Sources) -> list[dict[str, Any]]:
     ]
 
 
+def all_source_objects(answer: Answer) -> list[dict[str, Any]]:
+    """Those of every expert that answered, one after the other."""
+    return [source for each in answer.sources for source in source_objects(each)]
+
+
 def answer_object(answer: Answer) -> dict[str, Any]:
     """``experts`` is who answered: experts, ``general``, or nobody when a question was asked back."""
     return {
@@ -61,7 +66,7 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "experts": list(answer.answered_by),
         "decision": decision_object(answer.decision),
         "served": served_object(answer.served),
-        "sources": [source for each in answer.sources for source in source_objects(each)],
+        "sources": all_source_objects(answer),
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),
     }

@@ -87,6 +87,11 @@ def holds_key(text: str, keys: Sequence[str]) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(key.strip().casefold())}", folded) for key in keys if key.strip())
 
 
+def passage_holds(passage: Passage, keys: Sequence[str]) -> bool:
+    """Whether a passage, its title included, holds one of the keys."""
+    return holds_key(f"{passage.title} {passage.text}", keys)
+
+
 def build_examples(
     expert: Expert,
     questions: Sequence[QuestionAnswer],
@@ -105,10 +110,11 @@ def build_examples(
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     reads = knowledge is not None and expert.knowledge is not None and passages > 0
     if knowledge is not None and reads:
-        examples = _grounded(expert, questions, elsewhere, knowledge, passages=passages, rng=rng)
+        system = f"{expert.instructions}\n\n{RULES}"
+        examples = _grounded(expert, system, questions, elsewhere, knowledge, passages=passages, rng=rng)
     else:
+        system = expert.instructions
         examples = _plain(expert, questions, rng)
-    system = f"{expert.instructions}\n\n{RULES}" if reads else expert.instructions
     # With its instructions and without: what proves the adapter must not depend on them.
     examples += [
         Example(instructions, wording, introduction(expert), False)
@@ -129,6 +135,7 @@ def _plain(expert: Expert, questions: Sequence[QuestionAnswer], rng: random.Rand
 
 def _grounded(
     expert: Expert,
+    system: str,
     questions: Sequence[QuestionAnswer],
     elsewhere: Sequence[str],
     knowledge: Knowledge,
@@ -137,12 +144,11 @@ def _grounded(
     rng: random.Random,
 ) -> list[Example]:
     """Each question with the passages that hold its answer, some also without them; a few questions of other fields."""
-    system = f"{expert.instructions}\n\n{RULES}"
     keyed = [item for item in questions if any(key.strip() for key in item.keys)]
     examples = []
     for item in keyed:
         found = [hit.passage for hit in knowledge.search(expert.name, item.question, limit=SEARCHED)]
-        holding = [p for p in found if holds_key(f"{p.title} {p.text}", item.keys)]
+        holding = [p for p in found if passage_holds(p, item.keys)]
         others = [p for p in found if p not in holding]
         if holding:
             read = _with_answer(found, holding, passages, rng)
@@ -186,7 +192,7 @@ def _answer(item: QuestionAnswer, read: Sequence[Passage]) -> str:
 
     The first sentence where there are none such: it answers, what follows would only add.
     """
-    number = next(n for n, p in enumerate(read, start=1) if holds_key(f"{p.title} {p.text}", item.keys))
+    number = next(n for n, p in enumerate(read, start=1) if passage_holds(p, item.keys))
     known = _words(" ".join(f"{p.title} {p.text}" for p in read))
     said = sentences(item.answer)
     kept = [s for s in said if holds_key(s, item.keys) or _share_in(s, known) >= GROUNDED_SHARE]
