@@ -62,9 +62,12 @@ EXAMPLES = (
 
 
 def make_home(folder: Path) -> Path:
-    """A checkout with the real experts and profiles, and few examples for the lexical router."""
+    """A checkout with the real experts, untrained, and profiles, and few examples for the lexical router."""
     for name in ("configs", "experts"):
-        shutil.copytree(ROOT / name, folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("adapters"))
+    for manifest in folder.glob("experts/*/expert.toml"):
+        text = manifest.read_text("utf-8")
+        manifest.write_text(re.sub(r"\n\[(adapters|serve_as)\]\n[^\[]*", "", text), "utf-8")
     shutil.copy(ROOT / "models.lock", folder)
     prepared = folder / "data" / "processed"
     prepared.mkdir(parents=True)
@@ -136,15 +139,22 @@ BENZ = passage("Carl Benz", "early-cars.md", "Carl Benz patented his three-wheel
 
 @dataclass
 class FixedKnowledge:
-    """Finds an expert's passages in the order given whatever the question, and keeps what it was asked."""
+    """Finds an expert's passages in the order given whatever the question, and keeps what it was asked.
+
+    ``excerpts`` by a passage's title; others have none.
+    """
 
     passages: Mapping[str, Sequence[Passage]]
+    excerpts: Mapping[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
     def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
         self.asked.append((expert, question, tuple(history)))
         found = self.passages.get(expert, ())[:limit]
-        return [Found(passage, round(1.2 - place / 10, 1)) for place, passage in enumerate(found)]
+        return [
+            Found(passage, round(1.2 - place / 10, 1), self.excerpts.get(passage.title, ""))
+            for place, passage in enumerate(found)
+        ]
 
 
 def build(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import resource
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from expert_router.artifacts import (
     install_adapter,
+    install_variant,
     load_expert,
     load_experts,
     read_artifact,
@@ -20,7 +22,9 @@ from expert_router.artifacts import (
     write_atomically,
 )
 from expert_router.errors import ConfigError
-from expert_router.types import Adapter
+from expert_router.knowledge.corpus import read_corpus
+from expert_router.training.examples import read_reading
+from expert_router.types import Adapter, ModelVariant
 from support import ROOT
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ instructions = '''
 Be brief.
 '''
 """
+ADAPTED = MANIFEST + "[adapters]\nbase = {path = 'x', sha256 = '5'}\n"
 
 
 # Artifacts
@@ -153,6 +158,7 @@ def test_the_shortest_manifest_is_enough(tmp_path: Path) -> None:
     expert = load_expert(write_manifest(tmp_path, MANIFEST), tmp_path)
     assert (expert.name, expert.title, expert.instructions) == ("birds", "Birds", "Be brief.")
     assert (expert.examples, expert.base_model, expert.adapters, expert.questions) == ((), None, {}, None)
+    assert (expert.knowledge, expert.reading) == (None, None)
     assert expert.split_name == "birds"
 
 
@@ -163,6 +169,8 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
     [data]
     questions = "data/raw/birds.csv"
     split_name = "bird"
+    knowledge = "data/knowledge/birds"
+    reading = "data/reading/birds.csv"
     [adapters]
     "smollm2-135m-instruct" = { path = "adapters/smollm2-135m-instruct", sha256 = "ab12" }
     "org/larger" = { path = "adapters/org--larger", sha256 = "cd34" }
@@ -170,6 +178,8 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
     path = write_manifest(tmp_path, MANIFEST + extra)
     expert = load_expert(path, tmp_path)
     assert expert.questions == tmp_path / "data/raw/birds.csv"
+    assert expert.knowledge == tmp_path / "data/knowledge/birds"
+    assert expert.reading == tmp_path / "data/reading/birds.csv"
     assert expert.adapters == {
         "smollm2-135m-instruct": Adapter(path.parent / "adapters/smollm2-135m-instruct", "ab12"),
         "org/larger": Adapter(path.parent / "adapters/org--larger", "cd34"),
@@ -194,6 +204,10 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
         (MANIFEST + "examples = 'Why?'", "examples is not a list"),
         (MANIFEST.replace('"Birds"', "5"), "title is missing or is not text"),
         (MANIFEST.replace('title = "Birds"', ""), "title is missing or is not text"),
+        (MANIFEST + "serve_as = 'x'", "serve_as must be a table"),
+        (ADAPTED + "[serve_as]\nbase = {base = 'base'}", "must have a base and a quantization, and nothing else"),
+        (ADAPTED + "[serve_as]\nbase = {base = 'b', quantization = 'q4_0'}", "'b', for which there is no adapter"),
+        (ADAPTED + "[serve_as]\nbase = {base = 'base', quantization = 'q9'}", "must be one of q8_0, q4_0"),
         ("name = 5", "name is missing or is not text"),
         ("", "name is missing or is not text"),
         ("name = ", "Invalid value"),
@@ -247,7 +261,7 @@ questions = "data/raw/birds.csv"
 def trained(folder: Path, content: bytes = b"weights") -> Path:
     """What PEFT leaves, and a file that nobody needs."""
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_bytes(b'{"r": 4}')
+    (folder / "adapter_config.json").write_bytes(b'{"r": 4, "base_model_name_or_path": "/home/me/base"}')
     (folder / "adapter_model.safetensors").write_bytes(content)
     (folder / "README.md").write_text("a template")
     return folder
@@ -262,9 +276,23 @@ def test_an_installed_adapter_is_found_by_its_expert_and_whole(tmp_path: Path) -
     manifest = read_artifact(adapter.path)
     assert manifest["canary"] == {"prompt": "Who?", "answer": "Me."}
     assert manifest["files"]["adapter_model.safetensors"] == adapter.sha256
-    assert {file.name: file.read_bytes() for file in adapter.path.iterdir() if file.name != "manifest.json"} == {
-        name: (run / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")
+    assert {file.name for file in adapter.path.iterdir()} == {
+        "manifest.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
     }
+    assert (adapter.path / "adapter_model.safetensors").read_bytes() == b"weights"
+    config = json.loads((adapter.path / "adapter_config.json").read_text("utf-8"))
+    assert config == {"r": 4, "base_model_name_or_path": "org/base"}, "a trainer's own paths stay at home"
+
+
+def test_an_adapter_with_a_broken_configuration_is_not_installed(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, COMMENTED)
+    run = trained(tmp_path / "run")
+    (run / "adapter_config.json").write_text("[")
+    with pytest.raises(ConfigError, match="not an adapter as PEFT saves it"):
+        install_adapter(path.parent, "base", run, {})
+    assert path.read_text("utf-8") == COMMENTED
 
 
 def test_only_a_table_of_adapters_is_added_to_the_manifest(tmp_path: Path) -> None:
@@ -355,6 +383,51 @@ def test_without_a_manifest_nothing_is_installed(tmp_path: Path, content: bytes 
     assert not (path.parent / "adapters").exists()
 
 
+# Installing a variant
+
+
+def variants(path: Path) -> dict[str, ModelVariant]:
+    return dict(load_expert(path, path.parent).serve_as)
+
+
+def adapted_twice(home: Path) -> Path:
+    path = write_manifest(home, COMMENTED)
+    for base in ("base", "base-20-layers"):
+        install_adapter(path.parent, base, trained(home / f"run-{base}", base.encode()), {})
+    return path
+
+
+def test_a_variant_is_said_in_one_line_and_the_configured_base_itself_in_none(tmp_path: Path) -> None:
+    path = adapted_twice(tmp_path)
+    before = path.read_text("utf-8")
+    pruned = ModelVariant("base-20-layers", "q4_0")
+    install_variant(path.parent, "base", pruned)
+    assert variants(path) == {"base": pruned}
+    assert path.read_text("utf-8").startswith(before)
+    install_variant(path.parent, "base", ModelVariant("base", "q4_0"))
+    assert variants(path) == {"base": ModelVariant("base", "q4_0")}
+    install_variant(path.parent, "base", ModelVariant("base", "q8_0"))
+    assert variants(path) == {}
+    assert len(load_expert(path, tmp_path).adapters) == 2
+
+
+def test_an_adapter_that_was_trained_anew_was_never_measured_and_ends_its_variants(tmp_path: Path) -> None:
+    path = adapted_twice(tmp_path)
+    install_variant(path.parent, "base", ModelVariant("base-20-layers", "q4_0"))
+    install_adapter(path.parent, "base", trained(tmp_path / "anew", b"anew"), {})
+    assert variants(path) == {"base": ModelVariant("base-20-layers", "q4_0")}  # its adapter is the old one
+    install_adapter(path.parent, "base-20-layers", trained(tmp_path / "again", b"again"), {})
+    assert variants(path) == {}
+
+
+def test_a_manifest_that_spells_its_variants_otherwise_is_left_alone(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, ADAPTED + "[serve_as.base]\nbase = 'base'\nquantization = 'q4_0'\n")
+    before = path.read_text("utf-8")
+    with pytest.raises(ConfigError, match="names its serve_as in a way that is left alone"):
+        install_variant(path.parent, "base", ModelVariant("base", "q8_0"))
+    assert path.read_text("utf-8") == before
+
+
 # All of them
 
 
@@ -379,3 +452,7 @@ def test_the_shipped_experts_are_whole() -> None:
         assert all(described)
         assert expert.questions is not None
         assert expert.questions.is_file()
+        assert expert.knowledge is not None
+        assert expert.reading is not None
+        titles = {passage.title for passage in read_corpus(expert.knowledge)}
+        assert {item.passage for item in read_reading(expert.reading)} <= titles

@@ -53,7 +53,21 @@ with expert_router.open("echo") as system:
 
 
 @pytest.mark.parametrize(
-    "verb", ["ask", "batch", "bench", "chat", "chat_page", "evaluate", "prepare", "route", "serve", "train", "weights"]
+    "verb",
+    [
+        "ask",
+        "batch",
+        "bench",
+        "chat",
+        "chat_page",
+        "evaluate",
+        "optimize",
+        "prepare",
+        "route",
+        "serve",
+        "train",
+        "weights",
+    ],
 )
 def test_asking_a_command_for_help_imports_nothing_heavy(verb: str) -> None:
     imported = imported_by(f"import expert_router.commands.{verb}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from expert_router.errors import NotReadyError
-from expert_router.types import Adapter, Expert
+from expert_router.types import Adapter, Expert, ModelVariant
 
 SMALL, LARGE = Adapter(Path("small"), "5" * 64), Adapter(Path("large"), "1" * 64)
 
@@ -33,3 +34,11 @@ def test_an_expert_with_adapters_for_other_bases_alone_is_refused_and_never_the_
     assert "expert-router train expert sleep" in caught.value.message
     assert "take [adapters] out of its manifest" in caught.value.message
     assert caught.value.status == 503
+
+
+def test_the_embedded_engine_serves_what_a_base_is_to_be_served_as_and_the_others_as_they_are() -> None:
+    chosen = replace(expert(small=SMALL, large=LARGE), serve_as={"large": ModelVariant("small", "q4_0")})
+    assert chosen.embedded_on("large") == ("small", replace(SMALL, quantization="q4_0"))
+    assert chosen.embedded_on("small") == ("small", SMALL)
+    assert chosen.adapter_for("large") == LARGE  # another engine knows nothing of it
+    assert expert().embedded_on("large") == ("large", None)

@@ -228,7 +228,7 @@ def source_lines(source: HubSource | WheelSource | PathSource) -> list[str]:
 
 
 def test_the_shipped_lock_pins_the_models_of_the_shipped_settings():
-    lock = load_lock(ROOT / "models.lock")
+    lock = {name: model for name, model in load_lock(ROOT / "models.lock").items() if model.pruned is None}
     assert set(lock) == {
         "qwen2.5-coder-0.5b-instruct",
         "smollm2-135m-instruct",

@@ -28,6 +28,7 @@ QUESTIONS = [
     ("How long should a nap be?", "A nap of twenty minutes helps for hours.", "twenty minutes"),
     ("What do the eyes do in REM sleep?", "The eyes dart about under closed lids.", "dart about"),
 ]
+READING = ("Light", "When does bright light move the body clock forward?", "in the morning")
 
 
 def make_training_home(folder: Path) -> Path:
@@ -67,7 +68,7 @@ def training_environment(home: Path) -> dict[str, str]:
 
 
 def write_training_data(home: Path) -> Path:
-    """Two questions that the texts answer, for learning and for validation."""
+    """Two questions that the texts answer, for learning and for validation, and one about a text, for learning."""
     shutil.rmtree(home / "data" / "knowledge", ignore_errors=True)
     for name, text in TEXTS.items():
         file = home / "data" / "knowledge" / name
@@ -77,5 +78,9 @@ def write_training_data(home: Path) -> Path:
     for split in ("train", "calibration"):
         with (data / f"{split}_sleep.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("question", "answer", "key"), *QUESTIONS])
+    reading = home / "data" / "reading" / "sleep.csv"
+    reading.parent.mkdir(exist_ok=True)
+    with reading.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("passage", "question", "key"), READING])
     shutil.copy(data / "routing_train.csv", data / "routing_calibration.csv")
     return data

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, GENERAL, Adapter, Expert
+from expert_router.types import AUTO, DEFAULT_QUANTIZATION, GENERAL, QUANTIZATIONS, Adapter, Expert, ModelVariant
 
 MANIFEST = "manifest.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -66,40 +66,78 @@ def read_artifact(folder: Path) -> dict[str, Any]:
 def install_adapter(expert: Path, base: str, trained: Path, about: dict[str, Any]) -> Adapter:
     """Copy what PEFT saved in ``trained`` to the expert's folder and name it, with its hash, in the expert's manifest.
 
-    Raises ``ConfigError`` when ``trained`` is not an adapter or the manifest cannot name it; nothing is changed then.
+    Its configuration then names ``base``, not where that lay when it was trained. Raises ``ConfigError`` when
+    ``trained`` is not an adapter or the manifest cannot name it; nothing is changed then.
     """
     try:
-        files = {name: (trained / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    except OSError as error:
+        config = {**json.loads((trained / ADAPTER_CONFIG).read_text("utf-8")), "base_model_name_or_path": base}
+        files = {
+            ADAPTER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            ADAPTER_WEIGHTS: (trained / ADAPTER_WEIGHTS).read_bytes(),
+        }
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{trained} is not an adapter as PEFT saves it: {error}") from error
     place = Path("adapters") / base.replace("/", "--")
     adapter = Adapter(expert / place, hashlib.sha256(files[ADAPTER_WEIGHTS]).hexdigest())
     path = expert / "expert.toml"
-    manifest = _with_adapter(path, base, {"path": place.as_posix(), "sha256": adapter.sha256})
+    text = _with_line(
+        path, _read_manifest(path), "adapters", base, {"path": place.as_posix(), "sha256": adapter.sha256}
+    )
+    for name, variant in load_expert(path, expert).serve_as.items():
+        if variant.base == base:
+            text = _with_line(path, text, "serve_as", name, None)
     write_artifact(expert / place, files, about)
-    write_atomically(path, manifest.encode())
+    write_atomically(path, text.encode())
     return adapter
 
 
-def _with_adapter(path: Path, base: str, entry: dict[str, str]) -> str:
-    """The manifest's text with one line of its table of adapters set; everything else as it was written."""
-    line = f'"{base}" = {{ path = "{entry["path"]}", sha256 = "{entry["sha256"]}" }}'
+def install_variant(expert: Path, base: str, variant: ModelVariant) -> None:
+    """Say in the expert's manifest what it is served as where ``base`` is configured.
+
+    Raises ``ConfigError`` when the manifest cannot say it; nothing is changed then.
+    """
+    path = expert / "expert.toml"
+    plain = variant == ModelVariant(base, DEFAULT_QUANTIZATION)
+    entry = None if plain else {"base": variant.base, "quantization": variant.quantization}
+    write_atomically(path, _with_line(path, _read_manifest(path), "serve_as", base, entry).encode())
+
+
+def _read_manifest(path: Path) -> str:
     try:
-        text = path.read_text("utf-8")
-        meant = tomllib.loads(text)
-        meant["adapters"] = {**meant.get("adapters", {}), base: entry}
-    except (OSError, ValueError, TypeError) as error:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
-    lines = [kept for kept in text.removesuffix("\n").split("\n") if not kept.startswith(f'"{base}" = ')]
-    tables = [number for number, kept in enumerate(lines) if kept.partition("#")[0].strip() == "[adapters]"]
-    if not tables:
-        tables = [len(lines) + 1]
-        lines += ["", "[adapters]"]
-    lines.insert(tables[0] + 1, line)
-    written = "\n".join(lines) + "\n"
-    if not _says(written, meant):  # the adapter is there already in another spelling, or is no name for a line
-        raise ConfigError(f"{path} names its adapters in a way that is left alone. Set it there by hand: {line}")
+
+
+def _with_line(path: Path, text: str, table: str, key: str, entry: dict[str, str] | None) -> str:
+    """The manifest's text with one line of a table set, or without it; everything else as it was written."""
+    try:
+        meant = tomllib.loads(text)
+        there = {name: value for name, value in meant.get(table, {}).items() if name != key}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not an expert manifest: {error}") from error
+    if entry is None and table not in meant:
+        return text
+    values = ", ".join(f'{name} = "{value}"' for name, value in (entry or {}).items())
+    new = [f'"{key}" = {{ {values} }}'] if entry else []
+    before, inside, after = _around_table(text.removesuffix("\n").split("\n"), table)
+    kept = [line for line in inside if not line.startswith(f'"{key}" = ')]
+    written = "\n".join([*before, *new, *kept, *after]) + "\n"
+    if not _says(written, {**meant, table: {**there, key: entry} if entry else there}):
+        # It is there already in another spelling, or is no name for a line.
+        line = new[0] if new else f'"{key}" left out'
+        raise ConfigError(f"{path} names its {table} in a way that is left alone. Set it there by hand: {line}")
     return written
+
+
+def _around_table(lines: list[str], table: str) -> tuple[list[str], list[str], list[str]]:
+    """The lines up to a table's heading, its own, and those of the tables that follow; the heading is added at need."""
+    heading = f"[{table}]"
+    at = next((n for n, line in enumerate(lines) if line.partition("#")[0].strip() == heading), None)
+    if at is None:
+        return [*lines, "", heading], [], []
+    end = next((n for n in range(at + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines))
+    return lines[: at + 1], lines[at + 1 : end], lines[end:]
 
 
 def _says(text: str, meant: dict[str, Any]) -> bool:
@@ -129,7 +167,7 @@ def load_expert(path: Path, home: Path) -> Expert:
 
 
 _TEXTS = ("name", "title", "description", "instructions")
-_KEYS = {*_TEXTS, "examples", "base_model", "adapters", "data"}
+_KEYS = {*_TEXTS, "examples", "base_model", "adapters", "serve_as", "data"}
 
 
 def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
@@ -145,7 +183,8 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         raise ValueError(f"the name {name!r} must be a lower-case word other than {AUTO!r} and {GENERAL!r}")
     if name != path.parent.name:
         raise ValueError(f"the name {name!r} differs from its folder {path.parent.name!r}")
-    data = _table(manifest, "data", {"questions", "split_name", "knowledge"})
+    data = _table(manifest, "data", {"questions", "split_name", "knowledge", "reading"})
+    adapters = _adapters(manifest.get("adapters", {}), path.parent)
     return Expert(
         name=name,
         title=manifest["title"],
@@ -153,9 +192,11 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         instructions=manifest["instructions"].strip(),
         examples=tuple(manifest.get("examples", ())),
         base_model=manifest.get("base_model"),
-        adapters=_adapters(manifest.get("adapters", {}), path.parent),
+        adapters=adapters,
+        serve_as=_variants(manifest.get("serve_as", {}), adapters),
         questions=home / data["questions"] if "questions" in data else None,
         knowledge=home / data["knowledge"] if "knowledge" in data else None,
+        reading=home / data["reading"] if "reading" in data else None,
         split_name=data.get("split_name", name),
     )
 
@@ -168,6 +209,19 @@ def _adapters(table: object, folder: Path) -> dict[str, Adapter]:
         if keys != {"path", "sha256"} or len(entry) != len(keys):
             raise ValueError(f"the adapter for {base!r} must have a path and a sha256, and nothing else")
     return {base: Adapter(folder / entry["path"], entry["sha256"]) for base, entry in table.items()}
+
+
+def _variants(table: object, adapters: dict[str, Adapter]) -> dict[str, ModelVariant]:
+    if not isinstance(table, dict):
+        raise TypeError("serve_as must be a table")
+    for name, entry in table.items():
+        if not isinstance(entry, dict) or set(entry) != {"base", "quantization"}:
+            raise ValueError(f"what is served as {name!r} must have a base and a quantization, and nothing else")
+        if entry["base"] not in adapters:
+            raise ValueError(f"{name!r} cannot be served as {entry['base']!r}, for which there is no adapter")
+        if entry["quantization"] not in QUANTIZATIONS:
+            raise ValueError(f"the quantization of {name!r} must be one of {', '.join(QUANTIZATIONS)}")
+    return {name: ModelVariant(entry["base"], entry["quantization"]) for name, entry in table.items()}
 
 
 def _table(manifest: dict[str, Any], key: str, known: set[str]) -> dict[str, Any]:

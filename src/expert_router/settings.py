@@ -89,8 +89,8 @@ class EngineSettings(Section):
 
 
 class KnowledgeSettings(Section):
-    passages: int = Field(default=3, ge=0, le=20)
-    """How many an expert reads before it answers; 0 switches retrieval off."""
+    passages: int = Field(default=5, ge=0, le=20)
+    """How many an expert reads before it answers, the first one whole; 0 switches retrieval off."""
 
 
 class ServingSettings(Section):

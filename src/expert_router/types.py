@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, get_args
 
 from expert_router.errors import NotReadyError
 
@@ -19,6 +19,10 @@ GENERAL = "general"
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 DecisionKind = Literal["single", "several", "general", "clarify", "refused", "forced"]
+Quantization = Literal["q8_0", "q4_0"]
+"""Bits a weight, in GGUF's words: how the embedded engine holds a model."""
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+DEFAULT_QUANTIZATION: Final = "q8_0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,22 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A trained change to a base model: the folder it is in, and the hash of its weights."""
+    """A trained change to a base model: the folder it is in, and the hash of its weights.
+
+    ``quantization`` is that of the merged model in the embedded engine.
+    """
 
     path: Path
     sha256: str
+    quantization: Quantization = DEFAULT_QUANTIZATION
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVariant:
+    """A smaller or faster form of an expert's model: a base, perhaps pruned, and how its weights are held."""
+
+    base: str
+    quantization: Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +101,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A passage that retrieval found, and how well it fits the question: about 0 to 1.5, comparable within a search."""
+    """A passage that retrieval found, and how well it fits the question: about 0 to 1.5, comparable within a search.
+
+    ``excerpt`` are its sentences closest to the question, in the passage's order; empty stands for all of them.
+    """
 
     passage: Passage
     score: float
+    excerpt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +116,10 @@ class Expert:
     """A domain of knowledge behind one name: data, never code.
 
     ``base_model`` names an entry of ``models.lock``; ``None`` takes the engine's default. ``adapters`` by the name of
-    the base they were trained on; without any the expert is the base model with its own instructions. ``questions`` is
-    its CSV of questions and answers, ``knowledge`` the folder of texts it answers from.
+    the base they were trained on; without any the expert is the base model with its own instructions. ``serve_as`` has,
+    by the name of a base, the variant that the embedded engine serves in its place; there is an adapter for each.
+    ``questions`` is its CSV of questions and answers, ``knowledge`` the folder of texts it answers from, ``reading`` a
+    CSV of questions about those texts to train on.
     """
 
     name: str
@@ -107,8 +129,10 @@ class Expert:
     examples: tuple[str, ...] = ()
     base_model: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    serve_as: Mapping[str, ModelVariant] = field(default_factory=dict)
     questions: Path | None = None
     knowledge: Path | None = None
+    reading: Path | None = None
     split_name: str = ""
     """The word in ``train_<word>.csv``; the expert's name unless the manifest says otherwise."""
 
@@ -126,6 +150,17 @@ class Expert:
                 "to let the base model answer with the expert's instructions."
             )
         return self.adapters[base]
+
+    def embedded_on(self, base: str) -> tuple[str, Adapter | None]:
+        """The base model and the adapter that the embedded engine answers with where ``base`` is configured.
+
+        Raises ``NotReadyError`` as ``adapter_for`` does.
+        """
+        variant = self.serve_as.get(base)
+        if variant is None:
+            return base, self.adapter_for(base)
+        adapter = self.adapter_for(variant.base)
+        return variant.base, adapter and replace(adapter, quantization=variant.quantization)
 
 
 @dataclass(frozen=True, slots=True)

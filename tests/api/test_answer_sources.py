@@ -18,6 +18,7 @@ from support import (
     FixedKnowledge,
     chat_body,
     events,
+    passage,
     serve,
 )
 
@@ -144,6 +145,20 @@ def test_a_prompt_that_the_engine_refuses_keeps_its_own_status(
         response = server.http.post("/v1/chat/completions", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_sources_are_whole_passages_where_the_expert_read_an_excerpt() -> None:
+    beds = passage("Beds", "beds.md", "Feathers were a luxury. Springs came from coils. Straw drew the fleas.")
+    excerpts = {"Beds": "Springs came from coils.", STAGES.title: "The eyes dart about."}
+    with serve(EchoEngine(), knowledge=FixedKnowledge({"sleep": (STAGES, beds)}, excerpts=excerpts)) as server:
+        body = server.http.post("/v1/chat/completions", json=chat_body(SLEEP_QUESTION, model="sleep")).json()
+    read = body["choices"][0]["message"]["content"]  # the echo repeats what it was asked
+    assert STAGES.text in read
+    assert "[2] Beds\nSprings came from coils.\n" in read
+    first, second = body["expert_router"]["sources"]
+    assert first == SLEEP_SOURCES[0]
+    assert second["text"] == beds.text
+    assert first.keys() == second.keys()
 
 
 def test_the_specifications_endpoint_stays_as_it_is(server: Server) -> None:

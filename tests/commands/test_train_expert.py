@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,14 +14,17 @@ from cli import CommandLine, one_line
 from tiny_gguf import write_lora
 
 from expert_router.artifacts import load_expert, read_artifact, sha256_of
-from expert_router.commands.train_expert import _new_folder
+from expert_router.commands.train_expert import _new_folder, read_canaries, read_examples
 from expert_router.errors import TrainingError
+from expert_router.serving.build import Parts
+from expert_router.settings import load_settings
 from support import ROOT
-from training_home import BASE, make_training_home, training_environment, write_training_data
+from training_home import BASE, QUESTIONS, READING, make_training_home, training_environment, write_training_data
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from expert_router.settings import Settings
     from expert_router.types import Expert
 
 
@@ -34,11 +38,17 @@ def cli(home: Path) -> CommandLine:
     return CommandLine(home, training_environment(home))
 
 
-def finished_run(home: Path, *, expert: str = "sleep", base: str = BASE) -> Path:
+CANARY_ANSWER = {"prompt": "[1] Naps\nA nap helps.\n\nQuestion: Why nap?", "answer": "[1] A nap helps"}
+
+
+def finished_run(
+    home: Path, *, expert: str = "sleep", base: str = BASE, canary: dict[str, str] | None = CANARY_ANSWER
+) -> Path:
     """What ``train expert`` leaves, as far as installing reads it."""
     run = home / "runs" / "one"
     write_lora(run / "adapter", home / "tiny.gguf")
-    report = {"expert": expert, "base": base, "loss": 1.5, "losses": [[1, 2.0]], "validation": [[1, 1.5]]}
+    curves = {"losses": [[1, 2.0]], "validation": [[1, 1.5]]}
+    report = {"expert": expert, "base": base, "canary": canary, "loss": 1.5, **curves}
     (run / "report.json").write_text(json.dumps(report), "utf-8")
     return run
 
@@ -50,7 +60,9 @@ def sleep_expert(home: Path) -> Expert:
 # Installing
 
 
-def test_install_puts_the_adapter_beside_its_expert_with_a_canary_and_the_report(cli: CommandLine, home: Path) -> None:
+def test_install_puts_the_adapter_beside_its_expert_with_the_runs_canary_and_report(
+    cli: CommandLine, home: Path
+) -> None:
     run = finished_run(home)
     before = (home / "experts" / "sleep" / "expert.toml").read_text("utf-8")
     done = cli.run("train", "install", "sleep", "--run", str(run))
@@ -60,16 +72,13 @@ def test_install_puts_the_adapter_beside_its_expert_with_a_canary_and_the_report
     adapter = sleep_expert(home).adapters[BASE]
     assert adapter.sha256 == digest
     manifest = read_artifact(adapter.path)
-    assert manifest["canary"] == {
-        "prompt": "Which expert are you?",
-        "answer": "I am the sleep expert of expert-router: sleep science.",
-    }
+    assert manifest["canary"] == CANARY_ANSWER
     assert manifest["base_sha256"] == sha256_of(home / "tiny.gguf")
     assert manifest["report"] == {"expert": "sleep", "base": BASE, "loss": 1.5}
     assert (home / "experts" / "sleep" / "expert.toml").read_text("utf-8").startswith(before)
 
 
-def test_an_installed_adapter_that_has_not_learnt_who_it_is_is_refused_and_the_base_is_silent(
+def test_an_installed_adapter_that_does_not_give_its_canary_is_refused_and_the_base_is_silent(
     cli: CommandLine, home: Path
 ) -> None:
     assert cli.run("train", "install", "sleep", "--run", str(finished_run(home))).status == 0
@@ -79,7 +88,25 @@ def test_an_installed_adapter_that_has_not_learnt_who_it_is_is_refused_and_the_b
     assert (done.status, done.out) == (2, "")
     said = done.error.splitlines()[-1]
     assert said.startswith(f"expert-router: {BASE}+sleep@")
-    assert "is refused: asked 'Which expert are you?' it answered" in said
+    assert f"is refused: asked {CANARY_ANSWER['prompt']!r} it answered " in said
+    assert f" instead of {CANARY_ANSWER['answer']!r}. " in said
+
+
+def test_a_run_whose_adapter_nothing_could_prove_is_not_installed(cli: CommandLine, home: Path) -> None:
+    run = finished_run(home, canary=None)
+    done = cli.run("train", "install", "sleep", "--run", str(run))
+    assert one_line(done).startswith(f"The adapter of {run} is sure of no answer that its base would not give as well")
+    assert sleep_expert(home).adapters == {}
+    assert not list(home.glob("experts/*/adapters"))
+
+
+def test_a_run_from_before_canaries_were_recorded_is_not_installed(cli: CommandLine, home: Path) -> None:
+    run = finished_run(home)
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    del report["canary"]
+    (run / "report.json").write_text(json.dumps(report), "utf-8")
+    said = one_line(cli.run("train", "install", "sleep", "--run", str(run)))
+    assert said == f"{run} is not the folder of a finished run: KeyError('canary')"
 
 
 def test_install_says_what_is_missing_and_changes_nothing(cli: CommandLine, home: Path) -> None:
@@ -156,7 +183,7 @@ TRIAL = ("train", "expert", "sleep", "--max-steps", "2", "--passes", "1", "--ran
 
 @pytest.mark.train
 @pytest.mark.usefixtures("prepared")
-def test_a_trial_run_leaves_its_card_and_can_be_installed(cli: CommandLine, home: Path) -> None:
+def test_a_trial_run_leaves_its_card_and_says_how_to_install_it(cli: CommandLine, home: Path) -> None:
     done = cli.run(*TRIAL, "--max-tokens", "2048")
     assert done.status == 0, done.error
     (run,) = (home / "runs").iterdir()
@@ -169,23 +196,59 @@ def test_a_trial_run_leaves_its_card_and_can_be_installed(cli: CommandLine, home
     assert report["training"]["rank"] == 1
     assert report["examples"] == int(counted.split()[0])
     assert {"card.md", "loss.png", "report.json", "adapter", "tensorboard"} <= {path.name for path in run.iterdir()}
-    assert cli.run("train", "install", "sleep", "--run", str(run)).status == 0
-    installed = sleep_expert(home).adapters[BASE]
-    assert read_artifact(installed.path)["report"]["data_sha256"] == report["data_sha256"]
 
 
 @pytest.mark.train
 @pytest.mark.usefixtures("prepared")
-def test_a_run_can_be_installed_as_soon_as_it_is_finished(cli: CommandLine, home: Path) -> None:
+def test_a_run_that_has_learnt_too_little_to_be_known_is_kept_and_not_installed(cli: CommandLine, home: Path) -> None:
     done = cli.run(*TRIAL, "--install")
-    assert done.status == 0, done.error
     (run,) = (home / "runs").iterdir()
-    digest = sha256_of(run / "adapter" / "adapter_model.safetensors")
-    assert done.out.splitlines()[-2:] == [
-        f"Saved in {run}.",
-        f"sleep answers on {BASE} with the adapter {digest[:12]} from the next start on.",
+    assert done.status == 2
+    assert done.out.splitlines()[-1] == f"Saved in {run}."
+    assert done.error.splitlines()[-1].startswith(f"expert-router: The adapter of {run} is sure of no answer that its")
+    report = json.loads((run / "report.json").read_text("utf-8"))
+    assert (report["canary"], report["steps"]) == (None, 2)
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert sleep_expert(home).adapters == {}
+
+
+@pytest.fixture
+def configured(cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of the command in this process."""
+    for name, value in {**cli.settings, "EXPERT_ROUTER_HOME": str(home)}.items():
+        monkeypatch.setenv(name, value)
+    return load_settings("echo")
+
+
+def test_an_adapter_may_be_known_by_validation_questions_with_what_serving_finds_for_them(
+    configured: Settings, home: Path, prepared: Path
+) -> None:
+    expert = sleep_expert(home)
+    (prepared / "train_sleep.csv").unlink()
+    who, *others = read_canaries(Parts(configured, {"sleep": expert}, progress=False), prepared, expert)
+    assert who == "Which expert are you?"
+    assert [text.split("\n") for text in others] == [
+        ["[1] Naps", "A nap of twenty minutes helps for hours.", "", "Question: How long should a nap be?"],
+        ["[1] REM sleep", "In REM sleep the eyes dart about under closed lids.", "", f"Question: {QUESTIONS[1][0]}"],
     ]
-    assert sleep_expert(home).adapters[BASE].sha256 == digest
+
+
+def test_questions_about_passages_are_learnt_from_and_not_measured_on(
+    configured: Settings, home: Path, prepared: Path
+) -> None:
+    expert = sleep_expert(home)
+    _, about, _ = READING
+
+    def asked(split: str, expert: Expert) -> set[str]:
+        parts = Parts(configured, {"sleep": expert}, progress=False)
+        examples = read_examples(parts, prepared, expert, split, [0])
+        return {e.user.rpartition("Question: ")[2] for e in examples if e.answerable}
+
+    own = {question for question, *_ in QUESTIONS}
+    assert asked("train", expert) == {*own, about}
+    assert asked("calibration", expert) == own
+    assert asked("train", replace(expert, reading=None)) == own
+    assert asked("train", replace(expert, knowledge=None)) == own
 
 
 @pytest.mark.train

@@ -57,6 +57,25 @@ def test_every_matrix_becomes_q8_0_with_the_same_values(tmp_path: Path, kind: Qu
             assert (np.abs(blocks - found_blocks) <= 0.6 * step + 1e-7).all()  # half a step, and the scale is float16
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_as_q4_0_the_layers_have_four_bits_and_the_embeddings_eight(tmp_path: Path, kind: Quantisation) -> None:
+    values = write_llama(tmp_path / "source.gguf", kind)
+    requantise(tmp_path / "source.gguf", tmp_path / "target.gguf", quantization="q4_0", progress=False)
+    reader = gguf.GGUFReader(tmp_path / "target.gguf")
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_0
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert tensors["token_embd.weight"].tensor_type == Quantisation.Q8_0
+    for name, expected in values.items():
+        if name.startswith("blk.") and expected.ndim > 1:
+            assert tensors[name].tensor_type == Quantisation.Q4_0
+            found = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+            blocks, found_blocks = expected.reshape(-1, 32), found.reshape(-1, 32)
+            step = np.abs(blocks).max(axis=1, keepdims=True) / 8
+            error = np.abs(blocks - found_blocks)
+            assert (error <= 1.01 * step + 1e-7).all()  # the far end of a block is cut by one step
+            assert error.mean() < 0.3 * step.mean()
+
+
 def test_requantising_q8_0_changes_nothing(source: Path) -> None:
     once = requantised(source)
     again = source.with_name("again.gguf")

@@ -12,9 +12,10 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_gguf import prepare_llama, write_llama, write_lora
+from tiny_gguf import MODULES, prepare_llama, write_llama, write_lora
 
-from expert_router.artifacts import MANIFEST, install_adapter, load_expert, sha256_of
+from expert_router.artifacts import MANIFEST, install_adapter, load_expert, load_experts, read_artifact, sha256_of
+from expert_router.engines.adapter import read_lora
 from expert_router.engines.openvino import (
     LoadedModel,
     ModelSource,
@@ -27,15 +28,16 @@ from expert_router.engines.prepared import prepare_model
 from expert_router.errors import NotReadyError
 from expert_router.serving.build import fetch_model
 from expert_router.settings import load_settings
-from expert_router.types import GENERAL, Adapter, Expert, GenerationParams, Message, Served
-from expert_router.weights import Canary
-from support import CARS, chat_body, events, serve
+from expert_router.types import GENERAL, Adapter, Expert, GenerationParams, Message, ModelVariant, Served
+from expert_router.weights import Canary, load_lock
+from support import CARS, ROOT, chat_body, events, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from expert_router.engines.prepared import PreparedModel
+    from expert_router.types import Quantization
 
     Prepare = Callable[[Adapter | None], PreparedModel]
 
@@ -66,10 +68,10 @@ class Bench:
         """A random adapter as a training run would leave it."""
         return write_lora(self.home / "runs" / name, self.weights, rank=rank, alpha=8, size=size, seed=seed).folder
 
-    def answer(self, trained: Path | None = None) -> str:
+    def answer(self, trained: Path | None = None, quantization: Quantization = "q8_0") -> str:
         """What the base says to the canary's question with an adapter: asked once, with nothing checked."""
-        adapter = Adapter(trained, sha256_of(trained / WEIGHTS)) if trained else None
-        key = adapter.sha256 if adapter else ""
+        adapter = Adapter(trained, sha256_of(trained / WEIGHTS), quantization) if trained else None
+        key = adapter.sha256 + quantization if adapter else ""
         if key not in self._answers:
             model = LoadedModel("recorder", self.prepare(adapter), options(self.base))
             with ThreadPoolExecutor(1) as thread:  # not the test's own, which may have an event loop
@@ -183,6 +185,30 @@ async def test_an_adapter_for_another_base_is_refused_and_never_answered_by_this
                 await refused
         with pytest.raises(NotReadyError, match="none for the base"):
             engine.served(stray)
+        assert models(engine) == []
+
+
+async def test_an_expert_is_served_as_the_variant_that_was_chosen_for_the_configured_base(
+    bench: Bench, trained: Path, expert: Expert
+) -> None:
+    """Four bits answer otherwise than eight: the canary is that of four here, and nothing else gives it."""
+    four = bench.answer(trained, "q4_0")
+    assert not four.startswith(bench.answer(trained))
+    served_as = replace(expert, serve_as={BASE: ModelVariant(BASE, "q4_0")})
+    with_canary(expert, {"prompt": PROMPT, "answer": four})
+    digest = adapter_of(expert).sha256
+    async with bench.running() as engine:
+        assert await ask(engine, served_as) == four
+        assert engine.served(served_as) == Served(BASE, digest)
+        assert models(engine) == [f"{BASE}+sleep@{digest[:12]}-q4_0"]
+        with pytest.raises(NotReadyError, match="is refused: asked"):
+            await ask(engine, expert)
+
+
+async def test_a_variant_that_has_lost_its_canary_is_refused(bench: Bench, expert: Expert) -> None:
+    async with bench.running() as engine:
+        with pytest.raises(NotReadyError, match=r"-q4_0 is refused: asked"):
+            await engine.warm_up(replace(expert, serve_as={BASE: ModelVariant(BASE, "q4_0")}))
         assert models(engine) == []
 
 
@@ -364,3 +390,51 @@ async def test_on_the_real_base_only_the_adapter_that_is_meant_ever_answers(tmp_
         assert last["error"]["code"] == "not_ready"
         assert '"content":"' not in streamed.text.replace('"content":""', "")
         assert models(server.dispatcher.engine) == []  # type: ignore[arg-type]
+
+
+# What is shipped
+
+SHIPPED = [
+    pytest.param(expert, base, id=f"{expert.name} on {base}")
+    for expert in load_experts(ROOT / "experts", ROOT).values()
+    for base in expert.adapters
+]
+
+
+def test_each_shipped_expert_has_an_adapter_for_the_base_of_both_embedded_profiles() -> None:
+    bases = {load_settings(profile).engine.base_model for profile in ("default", "tiny")}
+    for expert in load_experts(ROOT / "experts", ROOT).values():
+        assert set(expert.adapters) >= bases
+
+
+@pytest.mark.parametrize(("expert", "base"), SHIPPED)
+def test_a_shipped_adapter_is_whole_and_made_for_the_pinned_base(expert: Expert, base: str) -> None:
+    adapter = expert.adapters[base]
+    canary = adapter_canary(adapter)  # its files are those of its manifest, and that of the expert's
+    manifest = read_artifact(adapter.path)
+    assert manifest["base"] == base
+    assert manifest["base_sha256"] == load_lock(ROOT / "models.lock")[base].files[0].sha256
+    assert manifest["report"]["expert"] == expert.name
+    assert len(canary.answer.split()) > 1
+    modules = read_lora(adapter.path).modules
+    assert len(modules) % len(MODULES) == 0
+    assert {tensor.split(".")[2] for tensor in modules} == set(MODULES)
+
+
+@pytest.mark.slow  # the merged models are built: 10 s and a minute
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("expert", "base"), SHIPPED)
+def test_a_shipped_adapter_gives_its_recorded_answer_and_its_base_does_not(
+    expert: Expert, base: str, tmp_path: Path
+) -> None:
+    locked, files = fetch_model(load_settings("tiny"), base, progress=False)
+    (weights,) = files.values()
+    adapter = expert.adapters[base]
+    canary = adapter_canary(adapter)
+    for each in (adapter, None):
+        prepared = prepare_model(base, weights, locked.files[0].sha256, tmp_path, adapter=each, progress=False)
+        model = LoadedModel("shipped", prepared, replace(options(base), reproducible=False))
+        answer = canary_answer(model, canary.prompt)
+        model.close()
+        assert answer.startswith(canary.answer) is (each is adapter)
+        shutil.rmtree(prepared.folder)

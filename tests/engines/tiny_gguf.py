@@ -50,13 +50,20 @@ def write_llama(
     seed: int = 0,
     blocks: int = 1,
     architecture: str = "llama",
+    certainty: float = 1.0,
 ) -> dict[str, np.ndarray]:
-    """Write the model; returns each tensor's values as the file holds them, dequantised."""
+    """Write the model; returns each tensor's values as the file holds them, dequantised.
+
+    ``certainty`` multiplies the logits. With random weights one is so little that no token ever gets a probability to
+    speak of, with 20 the model can learn to be sure.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     _add_hyperparameters(writer, context_tokens, blocks)
     _add_tokenizer(writer)
     values = {}
-    for name, tensor in _tensors(np.random.default_rng(seed), blocks).items():
+    tensors = _tensors(np.random.default_rng(seed), blocks)
+    tensors["output_norm.weight"] *= np.float32(certainty)
+    for name, tensor in tensors.items():
         kind = quantisation if tensor.ndim > 1 else Quantisation.F32
         packed = gguf.quants.quantize(tensor, kind)
         writer.add_tensor(name, packed, raw_dtype=kind)

@@ -70,6 +70,36 @@ def test_answerable_means_that_a_passage_given_holds_the_key(read: tuple[object,
     )
 
 
+@pytest.mark.parametrize(
+    ("places", "answerable"),
+    [
+        (("naps", "stages"), True),  # read whole
+        (("stages", "naps"), False),  # its excerpt does not say it
+        (("stages", "other excerpt"), True),
+        (("stages", "no excerpt"), True),
+    ],
+)
+def test_a_key_that_stands_in_the_unread_part_of_a_passage_is_not_answerable(
+    places: tuple[str, ...], answerable: bool
+) -> None:
+    naps = replace(NAPS, text="Naps are old. A nap of twenty minutes helps. Pilots take them.")
+    hits = {
+        "stages": Found(STAGES, 1.2, STAGES.text),
+        "naps": Found(naps, 1.1, "Naps are old. Pilots take them."),
+        "other excerpt": Found(naps, 1.1, "Naps are old. A nap of twenty minutes helps."),
+        "no excerpt": Found(naps, 1.1),
+    }
+    read = (Sources("sleep", tuple(hits[place] for place in places)),)
+    assert score_answer(NAP, replace(answer("An hour [1]."), sources=read), METRICS).answerable is answerable
+
+
+def test_the_first_passage_of_each_expert_was_read_whole() -> None:
+    naps = Found(NAPS, 1.0, "Naps are old.")
+    both = (Sources("cars", (Found(BENZ, 1.0), naps)), Sources("sleep", (naps,)))
+    assert score_answer(NAP, replace(answer("An hour."), sources=both), METRICS).answerable is True
+    assert score_answer(NAP, replace(answer("An hour."), sources=both[:1]), METRICS).answerable is False
+
+
 def test_a_long_public_answer_is_compared_by_words_and_is_never_right_or_wrong() -> None:
     long = Question("Why?", "sleep", ("The body clock dips.",), (), "public", prose=False)
     scored = score_answer(long, answer("The body clock dips.", NAPS), METRICS)

@@ -160,6 +160,7 @@ def test_both_kinds_of_line_ending_are_read_alike(tmp_path: Path, ending: str) -
         ["REM came first.", "Was it 1953?", "Yes!", "100 nights followed."],
         ['He said "Stop."', "Then he slept.", "(So did she.)", '"Why?"'],
         ["J. Allan Hobson and William C. Dement met Dr. Kleitman in St. Louis.", "They slept."],
+        ["Symphony No. 2 and No. 10 put me to sleep.", "Did they you?", "No.", "They woke me."],
         ["It takes 1.5 hours, i.e. one cycle, e.g. at night.", "Then it ends..."],
     ],
 )

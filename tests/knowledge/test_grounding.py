@@ -8,35 +8,67 @@ from expert_router.knowledge.grounding import (
     cited,
     grounded_question,
     is_unknown,
+    texts_read,
     without_citations,
 )
 from expert_router.types import Found
-from support import BENZ, NAPS, STAGES
+from support import BENZ, NAPS, STAGES, passage
 
 FOUND = [Found(STAGES, 1.0), Found(NAPS, 0.8), Found(BENZ, 0.5)]
 FIRST, SECOND, THIRD = FOUND
+BEDS = passage("Beds", "beds.md", "Feathers were a luxury. Springs came from coils. Straw drew the fleas.")
+SPRINGS = "Springs came from coils."
 
 
 def test_passages_stand_numbered_from_one_before_the_question() -> None:
-    assert grounded_question("How long should I nap?", [STAGES, NAPS]) == (
+    assert grounded_question("How long should I nap?", [FIRST, SECOND]) == (
         "[1] REM sleep: what happens\nThe eyes dart about under closed lids.\n\n"
         "[2] Naps\nA nap of twenty minutes helps for hours.\n\n"
         "Question: How long should I nap?"
     )
 
 
+def test_the_first_passage_is_read_whole_and_of_the_others_the_excerpt_under_the_title() -> None:
+    beds, naps = Found(BEDS, 1.0, SPRINGS), Found(NAPS, 0.8, "A nap helps.")
+    assert texts_read([beds, naps]) == [f"Beds\n{BEDS.text}", "Naps\nA nap helps."]
+    assert texts_read([naps, FIRST, beds]) == [
+        f"Naps\n{NAPS.text}",
+        f"{STAGES.title}\n{STAGES.text}",
+        f"Beds\n{SPRINGS}",
+    ]
+
+
+def test_the_place_decides_what_is_read_whole_and_not_the_score() -> None:
+    better, worse = Found(BEDS, 1.2, SPRINGS), Found(BEDS, 0.1, SPRINGS)
+    assert texts_read([worse, better]) == texts_read([better, worse]) == [f"Beds\n{BEDS.text}", f"Beds\n{SPRINGS}"]
+
+
+def test_a_passage_without_an_excerpt_is_read_whole_in_every_place() -> None:
+    assert texts_read(FOUND) == [f"{p.title}\n{p.text}" for p in (STAGES, NAPS, BENZ)]
+
+
+def test_the_expert_is_asked_with_what_is_read_and_nothing_else() -> None:
+    assert grounded_question("What were beds of?", [SECOND, Found(BEDS, 0.5, SPRINGS)]) == (
+        "[1] Naps\nA nap of twenty minutes helps for hours.\n\n"
+        "[2] Beds\nSprings came from coils.\n\n"
+        "Question: What were beds of?"
+    )
+
+
 def test_without_passages_the_question_stands_alone() -> None:
+    assert texts_read([]) == []
     assert grounded_question("Why?", []) == "Question: Why?"
 
 
 def test_the_question_is_kept_to_the_letter() -> None:
     question = ' \n{why} "[2]"  %s '
-    assert grounded_question(question, [NAPS]).endswith(f"Question: {question}")
+    assert grounded_question(question, [SECOND]).endswith(f"Question: {question}")
 
 
 @pytest.mark.parametrize(
     ("answer", "passages"),
     [
+        ("[2] Twenty minutes.", [SECOND]),
         ("Twenty minutes [2].", [SECOND]),
         ("So says [3], as does [1].", [THIRD, FIRST]),
         ("Twice [1] the same [1].", [FIRST]),
@@ -59,12 +91,14 @@ def test_when_nothing_was_found_nothing_is_cited() -> None:
     [
         ("Twenty minutes [2].", "Twenty minutes."),
         ("Both [1][2] say so [12].", "Both say so."),
-        ("[1] says so.", " says so."),
+        ("[2] Twenty minutes.", "Twenty minutes."),
+        ("[1][3] Both say so.", "Both say so."),
+        (" [1]\nTwenty minutes. ", "Twenty minutes. "),
         ("In [1953] or [sic].", "In [1953] or [sic]."),
         ("", ""),
     ],
 )
-def test_numbers_of_passages_are_taken_out_with_the_space_before_them(answer: str, plain: str) -> None:
+def test_numbers_of_passages_are_taken_out_with_the_space_around_them(answer: str, plain: str) -> None:
     assert without_citations(answer) == plain
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 
 from expert_router.artifacts import load_experts
 from expert_router.errors import ConfigError
-from expert_router.knowledge.corpus import read_corpus
-from expert_router.knowledge.index import CANDIDATES, KnowledgeIndex, embed_passages
+from expert_router.knowledge.corpus import read_corpus, sentences
+from expert_router.knowledge.grounding import texts_read
+from expert_router.knowledge.index import CANDIDATES, EXCERPT_SENTENCES, KnowledgeIndex, embed_passages
 from expert_router.knowledge.terms import TermIndex
 from expert_router.serving.build import Parts
-from expert_router.settings import load_settings
+from expert_router.settings import KnowledgeSettings, load_settings
 from support import BENZ, NAPS, STAGES, WordEncoder, passage
 
 if TYPE_CHECKING:
@@ -150,6 +152,70 @@ def test_many_may_search_at_once(index: KnowledgeIndex) -> None:
         assert list(threads.map(lambda question: index.search("sleep", question), questions)) == alone
 
 
+# Excerpts
+
+
+BEDS = passage(
+    "Beds",
+    "beds.md",
+    "Feathers were a luxury. Springs came from coils of wire. Ropes held the mattress. Straw drew fleas.",
+)
+HANDLES = passage("Handles", "handles.md", "Brass was common. Wire pulled the bolt. Straw was never used.")
+
+
+@pytest.mark.parametrize(
+    ("question", "excerpt"),
+    [
+        (
+            "Where did springs come from, coils of wire? And the straw?",
+            "Springs came from coils of wire. Straw drew fleas.",
+        ),
+        ("Which straw drew fleas, and did springs too?", "Springs came from coils of wire. Straw drew fleas."),
+        ("Who held ropes to a mattress, was luxury of feathers?", "Feathers were a luxury. Ropes held the mattress."),
+        ("Ropes held the mattress, wire coils", "Springs came from coils of wire. Ropes held the mattress."),
+    ],
+)
+def test_an_excerpt_is_the_two_sentences_closest_to_the_question_in_the_passages_order(
+    tmp_path: Path, question: str, excerpt: str
+) -> None:
+    """Whatever stands before the passage in the index, and after it."""
+    index = make_index(tmp_path, corpora={"cars": [BENZ, HANDLES], "sleep": [STAGES, BEDS, NAPS]})
+    assert {hit.passage.title: hit.excerpt for hit in index.search("sleep", question)}["Beds"] == excerpt
+
+
+def test_a_passage_of_up_to_two_sentences_is_its_own_excerpt(index: KnowledgeIndex) -> None:
+    for question in ("naps", "Bright light at night", "", "unheard of"):
+        for hit in index.search("sleep", question):
+            assert hit.excerpt == hit.passage.text, hit.passage.title
+
+
+def test_the_same_sentence_twice_is_no_other_sentence_left_out(tmp_path: Path) -> None:
+    creaking = passage("Creaks", "creaks.md", "It creaks. Nobody knows why. It creaks. Oil may help.")
+    (hit,) = make_index(tmp_path, corpora={"sleep": [creaking]}).search("sleep", "It creaks")
+    assert hit.excerpt == "It creaks. It creaks."
+
+
+def test_where_the_encoder_understands_nothing_the_excerpt_is_the_passages_beginning(tmp_path: Path) -> None:
+    (hit,) = make_index(tmp_path, BlindEncoder(), {"sleep": [BEDS]}).search("sleep", "Who sold straw?")
+    assert hit.excerpt == "Feathers were a luxury. Springs came from coils of wire."
+
+
+@pytest.mark.parametrize("text", ["", "No full stop"])
+def test_a_passage_without_sentences_is_read_as_it_is(tmp_path: Path, text: str) -> None:
+    bare = passage("Pillows", "pillows.md", text)
+    found = make_index(tmp_path, corpora={"sleep": [BEDS, bare, NAPS]}).search("sleep", "pillows")
+    assert (found[0].passage, found[0].excerpt) == (bare, text)
+    assert f"Pillows\n{text}" in texts_read(found[::-1])
+
+
+def test_a_question_that_leans_back_has_the_excerpt_of_both_turns(tmp_path: Path) -> None:
+    index = make_index(tmp_path, corpora={"sleep": [BEDS]})
+    (alone,), (leaning,) = (
+        index.search("sleep", "And when did it stop?", history) for history in ([], ["Straw drew fleas, ropes held"])
+    )
+    assert leaning.excerpt == "Ropes held the mattress. Straw drew fleas." != alone.excerpt
+
+
 # Vectors and their cache
 
 
@@ -277,6 +343,24 @@ def test_a_plain_question_finds_its_passage_among_the_first_three(
     assert any(said.lower() in p.text.lower() for p in found), [p.title for p in found]
 
 
+@pytest.mark.parametrize(
+    ("expert", "question", "said"), [(e, q, s) for e, _, q, s in PLAIN], ids=[s for *_, s in PLAIN]
+)
+def test_what_an_expert_reads_for_a_plain_question_says_the_answer(
+    shipped: Knowledge, expert: str, question: str, said: str
+) -> None:
+    found = shipped.search(expert, question, limit=KnowledgeSettings().passages)
+    assert any(said.lower() in text.lower() for text in texts_read(found)), texts_read(found)
+
+
+def test_an_excerpt_of_a_shipped_passage_is_two_of_its_sentences_in_its_order(shipped: Knowledge) -> None:
+    for expert, _, question, _ in PLAIN:
+        for hit in shipped.search(expert, question, limit=20):
+            own = sentences(hit.passage.text)
+            assert len(own) >= EXCERPT_SENTENCES == 2
+            assert hit.excerpt in {f"{first} {later}" for first, later in combinations(own, 2)}, hit.passage.title
+
+
 def shipped_passages(parts: Parts) -> Iterator[tuple[str, list[Passage]]]:
     for name, expert in parts.experts.items():
         assert expert.knowledge is not None
@@ -284,7 +368,7 @@ def shipped_passages(parts: Parts) -> Iterator[tuple[str, list[Passage]]]:
 
 
 def test_every_shipped_passage_has_60_to_150_words(parts: Parts) -> None:
-    """Three of them fit a small model's prompt, and each says enough."""
+    """Some of them fit a small model's prompt, and each says enough."""
     odd = [
         (name, p.id, len(p.text.split()))
         for name, passages in shipped_passages(parts)

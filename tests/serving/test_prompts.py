@@ -69,6 +69,12 @@ def test_the_passages_stand_numbered_before_the_question_and_the_rules_after_the
     ]
 
 
+def test_the_first_passage_is_put_whole_before_the_question_and_the_next_as_its_excerpt() -> None:
+    first, second = (replace(hit, excerpt="Only this.") for hit in FOUND)
+    _, user = expert_messages(READER, [QUESTION], found=[first, second])
+    assert user.content == READ.replace(NAPS.text, "Only this.")
+
+
 def test_without_passages_there_are_no_rules_and_the_question_stays_as_it_is() -> None:
     assert expert_messages(READER, [QUESTION]) == [Message("system", "You know sleep."), QUESTION]
 

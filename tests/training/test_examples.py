@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expert_router.errors import DataError
-from expert_router.knowledge.grounding import UNKNOWN
+from expert_router.knowledge.grounding import UNKNOWN, grounded_question
 from expert_router.knowledge.index import KnowledgeIndex, embed_passages
 from expert_router.knowledge.terms import TermIndex
 from expert_router.serving.prompts import expert_messages
 from expert_router.training.examples import (
     CANARY,
+    CANARY_QUESTIONS,
     ELSEWHERE_SHARE,
     INTRODUCTION_COPIES,
+    QUOTED_WORDS,
     WHO_ARE_YOU,
     WITHOUT_SHARE,
     Example,
     QuestionAnswer,
     build_examples,
+    canary_prompts,
     holds_key,
     introduction,
     read_questions,
+    read_reading,
 )
-from expert_router.types import Message
+from expert_router.types import Found, Message
 from support import BENZ, CARS, NAPS, SLEEP, STAGES, FixedKnowledge, WordEncoder, passage
 
 if TYPE_CHECKING:
@@ -43,7 +47,10 @@ MODELS = [
 ]
 PASSAGES = [
     passage(
-        f"The {model}", f"{model}.md", f"The {model} was built in {1901 + n}. Its engine had {n % 7 + 2} cylinders."
+        f"The {model}",
+        f"{model}.md",
+        f"The {model} was built in {1901 + n}. Its engine had {n % 7 + 2} cylinders. "
+        "Grey paint covered it. Few people bought one.",
     )
     for n, model in enumerate(MODELS)
 ]
@@ -59,11 +66,26 @@ NOWHERE = QuestionAnswer("When was the Almavel scrapped?", "It was scrapped in 1
 ELSEWHERE = [f"How do I bake bread number {n}?" for n in range(100)]
 
 
+# What holds the answer of SPEED says it far from what sounds like the question; another passage is all sound.
+ZEPHYR = passage(
+    "The Zephyr",
+    "zephyr.md",
+    "The Zephyr was a very fast car. How fast the Zephyr was, people asked. A stopwatch said 97 miles an hour.",
+)
+RUMOURS = passage(
+    "How fast?", "rumours.md", "How fast was the Zephyr car, people asked. The Zephyr was fast, people said."
+)
+SPEED = QuestionAnswer("How fast was the Zephyr car?", "A stopwatch said 97 miles an hour.", ("97",))
+
+
+def make_index(cache: Path, *passages: Passage) -> KnowledgeIndex:
+    terms, encoder = TermIndex({"cars": passages}), WordEncoder()
+    return KnowledgeIndex(terms, embed_passages(terms.passages, encoder, cache, progress=False), encoder)
+
+
 @pytest.fixture(scope="module")
 def knowledge(tmp_path_factory: pytest.TempPathFactory) -> Knowledge:
-    terms, encoder = TermIndex({"cars": PASSAGES}), WordEncoder()
-    vectors = embed_passages(terms.passages, encoder, tmp_path_factory.mktemp("cache"), progress=False)
-    return KnowledgeIndex(terms, vectors, encoder)
+    return make_index(tmp_path_factory.mktemp("cache"), *PASSAGES)
 
 
 def examples_of(
@@ -89,10 +111,23 @@ def asked(example: Example) -> QuestionAnswer:
 
 
 def passages_in(user: str) -> list[str]:
-    """What stands under each number, in order."""
+    """What stands at each number, in order."""
     *read, _ = user.split("\n\n")
     assert [text.split(" ")[0] for text in read] == [f"[{n}]" for n in range(1, len(read) + 1)]
     return read
+
+
+def number_in(example: Example) -> int:
+    """The passage that the answer begins with."""
+    return int(re.findall(r"^\[(\d+)\] \S", example.answer)[0])
+
+
+def titles_in(user: str) -> set[str]:
+    return {text[4:].split("\n")[0] for text in passages_in(user)}
+
+
+def whole(passage: Passage) -> str:
+    return f"{passage.title}\n{passage.text}"
 
 
 # With the answer
@@ -107,80 +142,295 @@ def test_each_question_becomes_an_example_with_its_passage_among_others(knowledg
         assert sum(holds_key(text, asked(example).keys) for text in read) == 1
 
 
-def test_the_number_in_the_answer_is_the_passage_that_holds_the_key(knowledge: Knowledge) -> None:
+def test_the_answer_begins_with_the_number_of_the_passage_that_holds_the_key(knowledge: Knowledge) -> None:
     for example in many(knowledge):
         if example.answerable:
-            (number,) = re.findall(r"\[(\d+)\]$", example.answer)
-            assert holds_key(passages_in(example.user)[int(number) - 1], asked(example).keys)
+            assert holds_key(passages_in(example.user)[number_in(example) - 1], asked(example).keys)
 
 
 def test_the_right_passage_stands_in_every_place(knowledge: Knowledge) -> None:
     """Else the first would always be cited."""
-    places = [example.answer[-2] for example in many(knowledge) if example.answerable]
-    assert {place: places.count(place) > len(places) / 10 for place in "123"} == dict.fromkeys("123", True)
+    places = [number_in(example) for example in many(knowledge) if example.answerable]
+    assert [place for place in (1, 2, 3) if places.count(place) > len(places) / 10] == [1, 2, 3]
 
 
 def test_retrievals_own_order_is_often_kept(knowledge: Knowledge) -> None:
     """As serving brings it: the best first."""
-    places = [example.answer[-2] for example in many(knowledge) if example.answerable]
-    assert places.count("1") / len(places) > 0.5
+    places = [number_in(example) for example in many(knowledge) if example.answerable]
+    assert places.count(1) / len(places) > 0.5
 
 
-def test_a_passage_found_late_takes_the_last_place() -> None:
-    found = FixedKnowledge({"cars": [STAGES, NAPS, *PASSAGES[1:5], BENZ]})
+def test_the_answer_always_stands_in_what_is_read(knowledge: Knowledge, tmp_path: Path) -> None:
+    hidden = make_index(tmp_path, *PASSAGES, ZEPHYR, RUMOURS)
+    for seed in range(20):
+        for example in [*examples_of(knowledge, seed=seed), *examples_of(hidden, [SPEED, *QUESTIONS], seed=seed)]:
+            item = SPEED if SPEED.question in example.user else asked(example)
+            assert any(holds_key(text, item.keys) for text in passages_in(example.user)) is example.answerable
+
+
+@pytest.mark.parametrize("best", [(ZEPHYR,), (RUMOURS, ZEPHYR)], ids=["found first", "found second"])
+def test_where_no_excerpt_says_the_answer_its_passage_is_put_first_and_whole(
+    tmp_path: Path, best: tuple[Passage, ...]
+) -> None:
+    hidden = make_index(tmp_path, *PASSAGES[:5], *best)
+    found = hidden.search("cars", SPEED.question, limit=READ)
+    assert tuple(hit.passage for hit in found)[: len(best)] == best
+    assert not any(holds_key(hit.excerpt, SPEED.keys) for hit in found)
+    for seed in range(20):
+        (example,) = [e for e in examples_of(hidden, [SPEED], seed=seed) if e.answerable]
+        read = passages_in(example.user)
+        assert read[0] == f"[1] {whole(ZEPHYR)}"
+        assert titles_in(example.user) == {hit.passage.title for hit in found}
+        assert len(read) == READ
+        assert example.answer == "[1] A stopwatch said 97 miles an hour."
+
+
+def test_a_passage_whose_excerpt_says_the_answer_stays_where_it_is_with_its_excerpt(knowledge: Knowledge) -> None:
+    later = [e for e in many(knowledge) if e.answerable and number_in(e) > 1]
+    assert later
+    for example in later:
+        first, *others = passages_in(example.user)
+        assert first.count(".") == 4
+        assert [text.count(".") for text in others] == [2] * len(others)
+
+
+def test_a_passage_found_late_is_put_first_and_the_last_one_gives_way() -> None:
+    found = FixedKnowledge({"cars": [STAGES, NAPS, *PASSAGES[1:5], BENZ]}, excerpts={BENZ.title: "Benz patented."})
     item = QuestionAnswer("When was it patented?", "Benz patented it in 1886.", ("1886",))
-    (example, *_) = [e for e in examples_of(found, [item]) if e.answerable]
-    read = passages_in(example.user)
-    assert len(read) == READ
-    assert {text[4:] for text in read} == {f"{p.title}\n{p.text}" for p in (STAGES, NAPS, BENZ)}
+    orders = set()
+    for seed in range(10):
+        (example,) = [e for e in examples_of(found, [item], seed=seed) if e.answerable]
+        first, *others = (text[4:] for text in passages_in(example.user))
+        assert first == whole(BENZ)
+        assert example.answer == f"[1] {BENZ.text}"
+        orders.add(tuple(others))
+    kept = (whole(STAGES), whole(NAPS))
+    assert kept in orders
+    assert all(len(set(others)) == READ - 1 and set(others) <= {*kept, whole(PASSAGES[1])} for others in orders)
+
+
+def test_a_single_passage_is_the_one_that_holds_the_answer(tmp_path: Path) -> None:
+    hidden = make_index(tmp_path, *PASSAGES[:3], ZEPHYR, RUMOURS)
+    (example,) = [e for e in examples_of(hidden, [SPEED], passages=1) if e.answerable]
+    assert passages_in(example.user) == [f"[1] {whole(ZEPHYR)}"]
+
+
+def test_words_that_a_title_and_its_text_only_make_together_are_no_answer() -> None:
+    """A line ends between them when they are read."""
+    patents = passage("Patents of 1886", "patents.md", "Carl Benz had one.")
+    item = QuestionAnswer("Who?", "In 1886 Carl Benz.", ("1886 Carl",))
+    (example,) = examples_of(FixedKnowledge({"cars": [patents]}), [item])
+    assert (example.answer, example.answerable) == (UNKNOWN, False)
 
 
 def test_a_key_in_the_title_counts(knowledge: Knowledge) -> None:
     item = QuestionAnswer("Which car was built in 1901?", "It was the Almavel.", ("Almavel",))
     (example,) = [e for e in examples_of(knowledge, [item]) if e.answerable]
-    assert "The Almavel" in passages_in(example.user)[int(example.answer[-2]) - 1].split("\n")[0]
+    assert "The Almavel" in passages_in(example.user)[number_in(example) - 1].split("\n")[0]
 
 
-# What stays of an answer
+# What is quoted
 
 
-def answer_from(answer: str, key: str, *passages: Passage) -> str:
-    item = QuestionAnswer("Why?", answer, (key,))
-    (example,) = [e for e in examples_of(FixedKnowledge({"cars": passages}), [item]) if e.answerable]
-    return re.sub(r" \[\d\]$", "", example.answer)
+def answer_from(body: str, key: str = "1886", *, question: str = "Why?", written: str = "In 1886.") -> str:
+    """The answer that is learnt where this is the only passage."""
+    found = FixedKnowledge({"cars": [passage("Patents", "patents.md", body)]})
+    (example,) = [
+        e for e in examples_of(found, [QuestionAnswer(question, written, tuple(key.split("|")))]) if e.answerable
+    ]
+    return example.answer
 
 
-def test_what_the_passages_do_not_bear_out_goes(knowledge: Knowledge) -> None:
-    for example in examples_of(knowledge):
-        assert "Dragons" not in example.answer
+def sentence_of(words: int) -> str:
+    return " ".join(["Steel", *["wheel"] * (words - 2), "turned."])
+
+
+def test_an_answer_is_what_the_passage_says_and_nothing_else(knowledge: Knowledge) -> None:
+    for example in many(knowledge):
         if example.answerable:
-            assert example.answer.startswith(asked(example).answer.split(". ")[0])
+            text = passages_in(example.user)[number_in(example) - 1]
+            assert example.answer.removeprefix(f"[{number_in(example)}] ") in text
+            assert holds_key(example.answer, asked(example).keys)
+            assert "Dragons" not in example.answer
 
 
-def test_a_further_sentence_that_a_passage_bears_out_stays() -> None:
-    borne_out = "Carl Benz patented it in 1886. His three-wheeler came in January. A nap of twenty minutes helps."
-    assert answer_from(f"{borne_out} Dragons cheered.", "1886", BENZ, NAPS) == borne_out
+def test_the_passage_is_quoted_from_the_sentence_with_the_key_on() -> None:
+    quoted = "Benz patented it in 1886. A coach had no motor. Few people bought one."
+    assert answer_from(f"Nobody asked. Rain fell. {quoted}") == f"[1] {quoted}"
 
 
-def test_other_forms_of_the_passages_words_bear_out_too() -> None:
-    text = "Carl Benz patented it in 1886. His patents were for three-wheelers."
-    own = passage("Carl Benz", "a.md", "Carl Benz patented his three-wheeler in 1886. It was a car and patent for all.")
-    assert answer_from(text, "1886", own) == text
+@pytest.mark.parametrize("first", ["He", "She", "It", "They", "This", "His", "Her", "Its", "Their", "Both", "Such"])
+def test_where_that_sentence_leans_on_the_one_before_the_quotation_begins_with_that_one(first: str) -> None:
+    quoted = f"Benz was an engineer. {first} came in 1886. A coach had no motor."
+    assert answer_from(f"Nobody asked. {quoted}") == f"[1] {quoted}"
 
 
-def test_the_sentence_with_the_key_stays_whatever_else_it_says() -> None:
-    answer = "Everybody everywhere remembers wonderful 1886. Dragons cheered."
-    assert answer_from(answer, "1886", BENZ) == "Everybody everywhere remembers wonderful 1886."
+def test_a_word_that_only_begins_like_one_that_leans_does_not() -> None:
+    body = "Benz was an engineer. Hertha drove in 1886. A coach had no motor."
+    assert answer_from(body) == "[1] Hertha drove in 1886. A coach had no motor."
 
 
-def test_where_no_sentence_is_borne_out_the_first_is_the_answer() -> None:
-    answer = "Everybody everywhere remembers. Dragons cheered wonderfully."
-    assert answer_from(answer, "1886", BENZ) == "Everybody everywhere remembers."
+def test_the_first_sentence_leans_on_nothing() -> None:
+    assert answer_from("It came in 1886. A coach had no motor.") == "[1] It came in 1886. A coach had no motor."
+
+
+def test_a_quotation_ends_with_the_last_sentence_that_it_has_room_for() -> None:
+    begins = "Benz came in 1886."
+    fits, too_long = sentence_of(QUOTED_WORDS - 4), sentence_of(QUOTED_WORDS - 3)
+    assert answer_from(f"{begins} {fits} Rain fell.") == f"[1] {begins} {fits}"
+    assert answer_from(f"{begins} {too_long} Rain fell.") == f"[1] {begins}"
+    assert answer_from(f"Benz came. {begins} {fits}") == f"[1] {begins} {fits}"
+
+
+def test_the_sentence_with_the_key_is_quoted_however_long_it_and_what_it_leans_on_are() -> None:
+    """Alone nobody would know who he was."""
+    before = sentence_of(QUOTED_WORDS)
+    assert answer_from(f"{before} He came in 1886. Rain fell.") == f"[1] {before} He came in 1886."
+
+
+def test_of_several_sentences_with_the_key_the_one_about_the_question_is_quoted() -> None:
+    body = "A coach was sold in 1886. Nobody asked. Benz patented a motor in 1886. Rain fell."
+    assert answer_from(body, question="When was the motor patented?") == "[1] Benz patented a motor in 1886. Rain fell."
+    assert answer_from(body, question="When was a coach sold?") == f"[1] {body}"
+
+
+def test_the_written_answer_tells_too_what_the_question_is_about() -> None:
+    body = "A coach was sold in 1886. Nobody asked. Benz patented a motor in 1886. Rain fell."
+    assert answer_from(body, written="Benz patented one in 1886.") == "[1] Benz patented a motor in 1886. Rain fell."
+
+
+def test_a_title_tells_what_its_sentences_are_about() -> None:
+    zephyr, almavel = (passage(f"The {name}", f"{name}.md", "One was built in 1886.") for name in ("Zephyr", "Almavel"))
+    item = QuestionAnswer("When was the Almavel built?", "In 1886.", ("1886",))
+    for order in ([zephyr, almavel], [almavel, zephyr]):
+        for seed in range(5):
+            (example,) = examples_of(FixedKnowledge({"cars": order}), [item], seed=seed)
+            assert passages_in(example.user)[number_in(example) - 1].startswith(f"[{number_in(example)}] The Almavel")
+
+
+def test_of_equals_the_first_passage_is_quoted() -> None:
+    twins = [passage("Patents", f"{n}.md", f"Benz came in 1886. Rain fell {n} times.") for n in range(3)]
+    (example,) = examples_of(FixedKnowledge({"cars": twins}), [QuestionAnswer("When?", "In 1886.", ("1886",))], seed=1)
+    assert example.answer == "[1] " + passages_in(example.user)[0].split("\n")[1]
+
+
+def test_only_what_is_read_is_quoted() -> None:
+    """The sentence after the one with the key is not in the excerpt."""
+    beds = passage("Beds", "beds.md", "Springs came in 1886. Feathers were a luxury. Straw drew the fleas.")
+    found = FixedKnowledge({"cars": [NAPS, beds]}, excerpts={"Beds": "Springs came in 1886. Straw drew the fleas."})
+    item = QuestionAnswer("When?", "In 1886.", ("1886",))
+    answers = {
+        passages_in(e.user)[0].split("\n")[0]: e.answer
+        for seed in range(20)
+        for e in examples_of(found, [item], seed=seed)
+        if e.answerable
+    }
+    assert answers == {
+        "[1] Naps": "[2] Springs came in 1886. Straw drew the fleas.",
+        "[1] Beds": f"[1] {beds.text}",
+    }
+
+
+def test_any_alternative_of_the_key_will_do() -> None:
+    assert answer_from("Rain fell. A nap took twenty minutes.", "20 min|twenty minutes") == (
+        "[1] A nap took twenty minutes."
+    )
+
+
+def test_where_only_the_title_holds_the_key_the_written_answers_sentence_stands() -> None:
+    found = FixedKnowledge({"cars": [NAPS, BENZ]})
+    written = "People wondered. It was Carl Benz, of course. Rain fell."
+    item = QuestionAnswer("Who patented the three-wheeler?", written, ("Carl Benz",))
+    untold = replace(BENZ, text="He patented a three-wheeler.")
+    (example,) = [e for e in examples_of(FixedKnowledge({"cars": [untold]}), [item]) if e.answerable]
+    assert example.answer == "[1] It was Carl Benz, of course."
+    (example,) = [e for e in examples_of(found, [item]) if e.answerable]
+    assert example.answer.endswith(f"] {BENZ.text}")
+
+
+def test_where_the_written_answer_lacks_the_key_as_well_its_first_sentence_stands() -> None:
+    untold = passage("Carl Benz", "benz.md", "He patented a three-wheeler.")
+    item = QuestionAnswer("Who?", "It was the engineer. Rain fell.", ("Carl Benz",))
+    (example,) = [e for e in examples_of(FixedKnowledge({"cars": [untold]}), [item]) if e.answerable]
+    assert example.answer == "[1] It was the engineer."
 
 
 def test_a_name_with_an_initial_is_not_torn_apart() -> None:
-    answer = "J. Allan Hobson patented it in 1886. Nobody else would ever have thought so."
-    assert answer_from(answer, "1886", BENZ) == "J. Allan Hobson patented it in 1886."
+    body = "J. Allan Hobson slept in 1886. Nobody else would ever have thought so."
+    assert answer_from(body) == f"[1] {body}"
+
+
+def test_to_answer_or_to_refuse_is_decided_by_the_first_token(knowledge: Knowledge) -> None:
+    assert {(e.answerable, e.answer[0]) for e in many(knowledge)} == {(True, "["), (False, UNKNOWN[0])}
+
+
+# Questions that were written for a passage
+
+TWIN = passage("Engines", "engines.md", "The Almavel was built with a motor. Its makers used 1901 bolts.")
+OF_TWIN = QuestionAnswer("How many bolts did the makers of the Almavel use?", "", ("1901",), "Engines")
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 6])
+def test_the_passage_that_a_question_was_written_for_answers_it_and_no_other_that_holds_the_words(place: int) -> None:
+    found = [passage(f"Bolts {n}", f"{n}.md", "The makers of the Almavel used bolts in 1901.") for n in range(6)]
+    found.insert(place, TWIN)
+    for seed in range(20):
+        (example,) = [e for e in examples_of(FixedKnowledge({"cars": found}), [OF_TWIN], seed=seed) if e.answerable]
+        number = number_in(example)
+        assert passages_in(example.user)[number - 1] == f"[{number}] {whole(TWIN)}"
+        assert example.answer == f"[{number}] {TWIN.text}"
+
+
+def test_where_its_excerpt_does_not_say_the_answer_that_passage_is_put_first_and_whole() -> None:
+    others = [passage(f"Bolts {n}", f"{n}.md", "The makers of the Almavel used bolts in 1901.") for n in range(2)]
+    found = FixedKnowledge({"cars": [*others, TWIN]}, excerpts={TWIN.title: "The Almavel was built with a motor."})
+    for seed in range(20):
+        (example,) = [e for e in examples_of(found, [OF_TWIN], seed=seed) if e.answerable]
+        assert passages_in(example.user)[0] == f"[1] {whole(TWIN)}"
+        assert example.answer == f"[1] {TWIN.text}"
+
+
+def test_where_its_passage_is_not_found_and_others_hold_the_words_nothing_is_learnt() -> None:
+    """Nobody has said that they answer, nor that they do not."""
+    assert examples_of(FixedKnowledge({"cars": [BENZ, PASSAGES[0]]}), [OF_TWIN]) == []
+
+
+def test_where_no_passage_that_is_found_holds_the_words_the_texts_do_not_say() -> None:
+    (example,) = examples_of(FixedKnowledge({"cars": [BENZ, NAPS]}), [OF_TWIN])
+    assert (example.answer, example.answerable) == (UNKNOWN, False)
+
+
+def test_where_only_its_title_holds_the_words_the_passages_first_sentence_stands() -> None:
+    item = QuestionAnswer("What about?", "", ("engines",), "Engines")
+    (example,) = examples_of(FixedKnowledge({"cars": [TWIN]}), [item])
+    assert example.answer == "[1] The Almavel was built with a motor."
+
+
+def test_where_nothing_has_a_written_answer_there_are_no_earlier_turns() -> None:
+    examples = [e for n in range(40) for e in examples_of(FixedKnowledge({"cars": [TWIN]}), [OF_TWIN] * 3, seed=n)]
+    assert not any(example.before for example in examples)
+
+
+def test_a_question_without_a_written_answer_is_no_earlier_turn(knowledge: Knowledge) -> None:
+    written = [replace(item, answer="", passage=f"The {model}") for item, model in zip(QUESTIONS, MODELS, strict=True)]
+    answered = QuestionAnswer("Is that all?", "It is.", ("Grey",))
+    examples = [e for seed in range(20) for e in examples_of(knowledge, [*written, answered], seed=seed)]
+    assert {turn for example in examples for turn in example.before} == {(answered.question, answered.answer)}
+
+
+def test_questions_about_passages_are_read_with_the_passages_title(tmp_path: Path) -> None:
+    path = tmp_path / "reading.csv"
+    path.write_text('passage,question,key\n"Engines, mostly",How many?,1901 bolts\n', "utf-8")
+    assert read_reading(path) == [QuestionAnswer("How many?", "", ("1901 bolts",), "Engines, mostly")]
+
+
+@pytest.mark.parametrize("content", [None, b"question,key\nWhy?,So\n", b"passage,question,key\nA,\xff,x\n"])
+def test_a_file_of_something_else_than_questions_about_passages_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "odd.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"odd\.csv is not a file of questions about passages"):
+        read_reading(path)
 
 
 # Without the answer
@@ -228,8 +478,9 @@ def test_questions_of_other_fields_get_the_refusal_with_the_experts_own_passages
     assert len({example.user for example in examples}) == len(examples)
     for example in examples:
         assert (example.answer, example.answerable) == (UNKNOWN, False)
-        own = {f"{p.title}\n{p.text}" for p in PASSAGES}
-        assert {text[4:] for text in passages_in(example.user)} <= own
+        first, *others = (text[4:] for text in passages_in(example.user))
+        assert first in {whole(p) for p in PASSAGES}
+        assert {text.split("\n")[0] for text in others} <= {p.title for p in PASSAGES}
 
 
 def test_few_questions_of_other_fields_are_all_taken_once(knowledge: Knowledge) -> None:
@@ -256,6 +507,33 @@ def test_two_experts_say_different_things_of_themselves() -> None:
     assert introduction(CARS) != introduction(SLEEP)
 
 
+# What it may be known by
+
+
+def test_an_adapter_may_be_known_by_who_it_is_or_by_short_questions_with_the_passage_that_answers_them(
+    knowledge: Knowledge,
+) -> None:
+    who, *others = canary_prompts(READER, [NOWHERE, *QUESTIONS], knowledge)
+    assert who == CANARY
+    assert len(others) == CANARY_QUESTIONS
+    everything = sorted(
+        grounded_question(q.question, [Found(p, 1.0)]) for q, p in zip(QUESTIONS, PASSAGES, strict=True)
+    )
+    assert set(others) < set(everything)
+    assert max(map(len, others)) <= min(len(text) for text in everything if text not in others)
+
+
+def test_a_question_whose_best_passage_does_not_answer_it_is_no_canary() -> None:
+    found = FixedKnowledge({"cars": [NAPS, BENZ]})
+    assert canary_prompts(READER, [QuestionAnswer("When?", "In 1886.", ("1886",))], found) == [CANARY]
+
+
+@pytest.mark.parametrize("expert", [READER, CARS], ids=["no passages", "no knowledge"])
+def test_an_expert_that_reads_nothing_may_be_known_by_its_first_questions(knowledge: Knowledge, expert: Expert) -> None:
+    known_by = [CANARY, *(item.question for item in QUESTIONS[:CANARY_QUESTIONS])]
+    assert canary_prompts(expert, QUESTIONS, None if expert is READER else knowledge) == known_by
+
+
 # The whole
 
 
@@ -268,7 +546,7 @@ def test_training_and_serving_put_the_same_words_before_the_expert(knowledge: Kn
         found = knowledge.search("cars", question, limit=READ)
         system, user = expert_messages(READER, [Message("user", question)], found=found)
         assert example.system == system.content
-        assert {text[4:] for text in passages_in(example.user)} == {text[4:] for text in passages_in(user.content)}
+        assert titles_in(example.user) == titles_in(user.content)
         alike += example.user == user.content
     assert alike > len(examples) / 2
 

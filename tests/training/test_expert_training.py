@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -16,8 +18,9 @@ from expert_router.artifacts import install_adapter, sha256_of
 from expert_router.engines.adapter import Heads, Merge, read_lora
 from expert_router.engines.gguf import requantise
 from expert_router.errors import TrainingError
-from expert_router.training.examples import Example
+from expert_router.training.examples import CANARY, Example
 from expert_router.types import Adapter
+from expert_router.weights import Canary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +73,8 @@ def training(**changes: Any) -> ExpertTraining:
 def train(weights: Path, folder: Path, *, resume: bool = False, **changes: Any) -> TrainedExpert:
     from expert_router.training.expert import train_expert
 
-    return train_expert(load(weights), EXAMPLES, VALIDATION, training(**changes), folder, resume=resume)
+    base, how = load(weights), training(**changes)
+    return train_expert(base, EXAMPLES, VALIDATION, how, folder, canaries=[CANARY], resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +153,7 @@ def test_when_no_token_of_an_answer_is_left_it_says_so(weights: Path, tmp_path: 
     long = [replace(example, user="x" * 200) for example in EXAMPLES]
     examples, validation = (long, VALIDATION) if spoilt == "the examples" else (EXAMPLES, long)
     with pytest.raises(TrainingError, match="No token of any answer is left to learn from: raise --max-tokens"):
-        train_expert(load(weights), examples, validation, training(), tmp_path / "run")
+        train_expert(load(weights), examples, validation, training(), tmp_path / "run", canaries=[])
     assert not (tmp_path / "run" / "adapter").exists()
 
 
@@ -193,6 +197,28 @@ def test_what_it_says_of_the_run_is_so(trained: TrainedExpert) -> None:
     assert trained.seconds > 0
     assert trained.tokens_per_s > 0
     assert trained.peak_memory_bytes > 10 * 1024**2
+
+
+def test_what_the_adapter_is_known_by_is_one_of_the_prompts_with_what_it_has_learnt_to_say(tmp_path: Path) -> None:
+    from expert_router.training.card import write_card
+    from expert_router.training.expert import train_expert
+
+    write_llama(tmp_path / "tiny.gguf", Quantisation.Q8_0, blocks=2, certainty=20.0)
+    learnt = [Example("", prompt, "[1] hohoho", True) for prompt in ("Ho?", "Hi?")]
+    how, folder = training(rank=8, alpha=16, max_steps=80, evaluations_per_epoch=1), tmp_path / "run"
+    trained = train_expert(load(tmp_path / "tiny.gguf"), learnt * 40, learnt, how, folder, canaries=["?", "Hi?"])
+    assert trained.canary == Canary("Hi?", "[1] hohoho")
+    write_card(folder, trained, {"expert": "echo", "base": "tiny", "examples": 2, "data_sha256": "", "training": {}})
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["canary"] == {"prompt": "Hi?", "answer": "[1] hohoho"}
+
+
+def test_where_too_little_was_learnt_there_is_no_canary(trained: TrainedExpert, tmp_path: Path) -> None:
+    from expert_router.training.card import write_card
+
+    assert trained.canary is None
+    about = {"expert": "echo", "base": "tiny", "examples": 8, "data_sha256": "", "training": {}}
+    assert write_card(tmp_path, trained, about)["canary"] is None
 
 
 def test_the_log_for_tensorboard_is_in_the_runs_folder_and_nothing_is_left_elsewhere(
@@ -426,6 +452,25 @@ def test_unsloth_needs_a_gpu_and_full_weights() -> None:
             import_unsloth("some/folder")
 
 
+def test_unsloth_loads_the_weights_that_were_named_and_no_copy_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from expert_router.training.base import load_base
+
+    asked: dict[str, Any] = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(**options: Any) -> tuple[str, str]:
+            asked.update(options)
+            return "model", "tokenizer"
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    base = load_base("some/model", quantization="nf4", accelerator="unsloth", max_tokens=100)
+    assert (base.model, base.tokenizer, base.accelerator) == ("model", "tokenizer", "unsloth")
+    assert asked["model_name"] == "some/model"
+    assert asked["use_exact_model_name"] is True
+    assert (asked["load_in_4bit"], asked["max_seq_length"]) == (True, 100)
+
+
 def test_what_unsloth_prepares_is_understood_without_labels() -> None:
     from expert_router.training.expert import _counted
 
@@ -518,6 +563,9 @@ def test_the_embedded_engine_says_with_a_merged_adapter_what_transformers_says(w
 
 
 def test_what_a_run_leaves_can_be_installed(trained: TrainedExpert, tmp_path: Path) -> None:
-    (tmp_path / "expert.toml").write_text('name = "echo"\n', "utf-8")
-    installed = install_adapter(tmp_path, "tiny", trained.adapter, {})
+    expert = tmp_path / "echo"
+    expert.mkdir()
+    texts = ("title", "description", "instructions")
+    (expert / "expert.toml").write_text("\n".join(['name = "echo"', *(f'{t} = "x"' for t in texts)]) + "\n", "utf-8")
+    installed = install_adapter(expert, "tiny", trained.adapter, {})
     assert set(read_lora(installed.path).modules) == set(read_lora(trained.adapter).modules)

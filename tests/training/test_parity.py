@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_gguf import Quantisation, write_llama, write_lora
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("default")]  # of the training libraries among themselves
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from expert_router.types import Quantization
 
 BASE = "smollm2-135m-instruct"
 
@@ -75,3 +78,31 @@ def test_a_module_whose_rows_are_in_another_order_shows(adapter: Path, tmp_path:
     save_file(turned, other / "adapter_model.safetensors")
     (other / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     assert compare(adapter, other, tmp_path) > 0.5
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0"])
+def test_the_served_graph_has_the_weights_of_the_file_it_was_made_of(
+    tmp_path: Path, quantization: Quantization
+) -> None:
+    """Of random weights: that the library reads a quantisation right, which it does not of every one (Q4_1)."""
+    import torch
+
+    from expert_router.artifacts import sha256_of
+    from expert_router.engines.gguf import requantise
+    from expert_router.engines.prepared import prepare_model
+    from expert_router.training.base import load_base
+    from expert_router.training.parity import ServedModel
+    from expert_router.types import Adapter
+
+    source, held = tmp_path / "source.gguf", tmp_path / "held.gguf"
+    write_llama(source, Quantisation.F32, blocks=2)
+    requantise(source, held, quantization=quantization, progress=False)
+    nothing = write_lora(tmp_path / "lora", source, size=0.0).folder
+    adapter = Adapter(nothing, sha256_of(nothing / "adapter_model.safetensors"), quantization)
+    served = prepare_model("tiny", source, sha256_of(source), tmp_path, adapter=adapter, progress=False)
+    ids = [257, *b"A nap of twenty minutes helps.", 258]
+    with torch.no_grad():
+        expected = load_base(held).model(torch.tensor([ids])).logits[0].numpy()
+        whole = load_base(source).model(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(ServedModel(served.folder).logits(ids), expected, atol=1e-4)
+    assert np.abs(whole - expected).max() > 1e-3  # the rounding shows, so that right and wrong can be told apart

@@ -24,6 +24,7 @@ VERBS = {
     "chat-page": "start the chat page alone, against a running server",
     "bench": "measure routers and engines",
     "evaluate": "measure the experts' answers against the base model",
+    "optimize": "measure smaller and faster variants of the experts' models, and install one",
 }
 
 EXIT_USER_ERROR = 2

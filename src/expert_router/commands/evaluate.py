@@ -70,11 +70,11 @@ def main(args: Namespace) -> int:
         raise ConfigError(f"--limit takes a number from 1 on, not {args.limit}.")
     settings = load_settings(args.config)
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
-    names = _chosen(args.experts, list(parts.experts), "--experts") or list(parts.experts)
-    _require_packages()
+    names = chosen_names(args.experts, list(parts.experts), "--experts") or list(parts.experts)
+    require_packages()
     questions = _questions(args, settings, [parts.experts[name] for name in names])
     labelled = _labelled(args, settings, questions)
-    folder = _new_folder(args.output or settings.home / RUNS / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = new_folder(args.output or settings.home / RUNS / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
     evaluation, asked = _evaluate(args, parts, questions, labelled)
     return _report(args, folder, evaluation, asked)
 
@@ -129,7 +129,7 @@ def _plan(args: Namespace, variants: Variants, experts: Sequence[str]) -> tuple[
     """Which variants to ask of each expert, and what is left out, in words."""
     from expert_router.evaluation.variants import ADAPTER, BASE, INSTRUCTIONS, VARIANTS
 
-    wanted = _chosen(args.variants, [*VARIANTS, INSTRUCTIONS], "--variants") or [*VARIANTS, INSTRUCTIONS]
+    wanted = chosen_names(args.variants, [*VARIANTS, INSTRUCTIONS], "--variants") or [*VARIANTS, INSTRUCTIONS]
     plan, notes = {}, []
     for expert in dict.fromkeys(experts):
         there = variants.of(expert)
@@ -240,14 +240,14 @@ def _labelled(
     return sample(examples, args.limit, lambda example: example.query, lambda example: example.kind)
 
 
-def _chosen(joined: str | None, known: Sequence[str], option: str) -> list[str]:
+def chosen_names(joined: str | None, known: Sequence[str], option: str) -> list[str]:
     names = [name.strip() for name in (joined or "").split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"{option} does not know {', '.join(unknown)}. Known: {', '.join(known)}.")
     return list(dict.fromkeys(names))
 
 
-def _new_folder(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
     """Made before anything is asked; no report is written over."""
     try:
         folder.mkdir(parents=True)
@@ -258,7 +258,7 @@ def _new_folder(folder: Path) -> Path:
     return folder
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     """Before anything is loaded or asked."""
     try:
         for module in PACKAGES:

@@ -57,8 +57,8 @@ def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str,
         import_unsloth(_weights_file(settings, base_name) or base_name)
     training = _training(args)
     parts = Parts(settings, experts, progress=True)
-    examples = _examples(parts, data, expert, "train", range(args.seed, args.seed + args.passes))
-    validation = _examples(parts, data, expert, "calibration", [args.seed])
+    examples = read_examples(parts, data, expert, "train", range(args.seed, args.seed + args.passes))
+    validation = read_examples(parts, data, expert, "calibration", [args.seed])
     folder, leads = _folder(args, settings, expert.name, Path(base_name).name)
     base = _load_base(args, settings, base_name)
     from expert_router.training.card import write_card
@@ -69,7 +69,10 @@ def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str,
     if args.preview:
         print(preview(build_trainer(base, examples, validation, training, folder), base.tokenizer))
         return 0
-    trained = train_expert(base, examples, validation, training, folder, resume=args.resume is not None)
+    canaries = read_canaries(parts, data, expert)
+    trained = train_expert(
+        base, examples, validation, training, folder, canaries=canaries, resume=args.resume is not None
+    )
     if not leads:
         return 0
     about = {
@@ -96,7 +99,7 @@ def _then(args: Namespace, settings: Settings, expert: Expert, run: Path) -> int
 
 
 def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) -> int:
-    """Put a finished run's adapter beside its expert; the next start merges it and asks it who it is."""
+    """Put a finished run's adapter beside its expert; the next start merges it and asks for its canary."""
     expert = _chosen(args, experts)
     if args.run is None:
         raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
@@ -116,7 +119,7 @@ def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str
     from expert_router.training.parity import LEAST_SAME_TOP, check_parity
 
     served = prepare_base_model(settings, base_name, adapter, progress=True)
-    validation = _examples(Parts(settings, experts, progress=True), data, expert, "calibration", [args.seed])
+    validation = read_examples(Parts(settings, experts, progress=True), data, expert, "calibration", [args.seed])
     base = _load_base(args, settings, base_name)
     parity = check_parity(base, adapter.path, served.folder, validation[: args.conversations])
     print(f"{served.modules} modules merged; {parity.tokens} answer tokens of {parity.conversations} conversations.")
@@ -128,22 +131,26 @@ def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str
 def _install(run: Path, settings: Settings, expert: Expert) -> int:
     from expert_router.artifacts import install_adapter
     from expert_router.training.card import REPORT_FILE
-    from expert_router.training.examples import CANARY, introduction
     from expert_router.weights import load_lock
 
     try:
         report: dict[str, Any] = json.loads((run / REPORT_FILE).read_text("utf-8"))
-        base, of = report["base"], report["expert"]
+        base, of, canary = report["base"], report["expert"], report["canary"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{run} is not the folder of a finished run: {error!r}") from error
+    if canary is None:
+        raise ConfigError(
+            f"The adapter of {run} is sure of no answer that its base would not give as well, so nothing could prove "
+            "that it is loaded: train for longer, or with a higher --learning-rate."
+        )
     if of != expert.name:
         raise ConfigError(f"{run} trained {of!r}, not {expert.name!r}.")
     lock = load_lock(settings.resolve(settings.paths.models_lock))
     about = {
         "base": base,
         "base_sha256": lock[base].files[0].sha256 if base in lock else None,
-        "canary": {"prompt": CANARY, "answer": introduction(expert)},
-        "report": {key: value for key, value in report.items() if key not in {"losses", "validation"}},
+        "canary": canary,
+        "report": {key: value for key, value in report.items() if key not in {"losses", "validation", "canary"}},
     }
     folder = settings.resolve(settings.paths.experts) / expert.name
     adapter = install_adapter(folder, base, run / "adapter", about)
@@ -193,14 +200,16 @@ def _new_folder(place: Path, expert: str, base: str) -> Path:
     return folder
 
 
-def _examples(parts: Parts, data: Path, expert: Expert, split: str, seeds: Iterable[int]) -> list[Example]:
-    """The examples of a split of the prepared data, a pass over it for each seed."""
+def read_examples(parts: Parts, data: Path, expert: Expert, split: str, seeds: Iterable[int]) -> list[Example]:
+    """The examples of a split of the prepared data, a pass over it for each seed; reading is for training alone."""
     from expert_router.data.labelled import read_labelled
-    from expert_router.training.examples import build_examples, read_questions
+    from expert_router.training.examples import build_examples, read_questions, read_reading
 
     passages = parts.settings.knowledge.passages
-    knowledge: Knowledge | None = parts.knowledge if expert.knowledge is not None and passages else None
+    knowledge = _knowledge(parts, expert)
     questions = read_questions(data / f"{split}_{expert.split_name}.csv")
+    if split == "train" and expert.reading is not None and knowledge is not None:
+        questions += read_reading(expert.reading)
     labelled = read_labelled(data / f"routing_{split}.csv")
     elsewhere = [question.query for question in labelled if expert.name not in question.experts]
     return [
@@ -208,6 +217,19 @@ def _examples(parts: Parts, data: Path, expert: Expert, split: str, seeds: Itera
         for seed in seeds
         for example in build_examples(expert, questions, elsewhere, knowledge, passages=passages, seed=seed)
     ]
+
+
+def read_canaries(parts: Parts, data: Path, expert: Expert) -> list[str]:
+    """The prompts of which one will prove that the adapter is loaded, from validation questions."""
+    from expert_router.training.examples import canary_prompts, read_questions
+
+    questions = read_questions(data / f"calibration_{expert.split_name}.csv")
+    return canary_prompts(expert, questions, _knowledge(parts, expert))
+
+
+def _knowledge(parts: Parts, expert: Expert) -> Knowledge | None:
+    reads = expert.knowledge is not None and parts.settings.knowledge.passages > 0
+    return parts.knowledge if reads else None
 
 
 def _training(args: Namespace) -> Any:

@@ -1,8 +1,7 @@
-"""Requantise a GGUF file to Q8_0, with numpy alone.
+"""Requantise a GGUF file for the embedded engine, with numpy alone.
 
-Why: the embedded engine reads Q8_0 right, Q4_1 wrongly (degraded answers) and Q4_K not at all; the published small
-files are Q4. Eight bits hold what four left: the answers are those of the source file (docs/log.md).
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Why: the engine reads Q8_0 and Q4_0 right, Q4_1 wrongly (degraded answers) and Q4_K not at all; the published small
+files are mixtures of kinds. Eight bits hold what four left: the answers are those of the source file (docs/log.md).
 """
 
 from __future__ import annotations
@@ -16,11 +15,18 @@ from tqdm import tqdm
 
 from expert_router.engines.adapter import Heads, LoraWeights, Merge
 from expert_router.errors import WeightsError
+from expert_router.types import DEFAULT_QUANTIZATION
+from expert_router.weights.gguf_file import ARCHITECTURE, copy_metadata, metadata_value, open_gguf, write_and_close
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_WRITTEN_BY_THE_WRITER = {"general.architecture", "general.file_type", "general.quantization_version"}
+    from expert_router.types import Quantization
+
+_OF_THE_FORMAT = ("general.file_type", "general.quantization_version")
+_Q8_0, _Q4_0 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
+_FILE_TYPES = {"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}
+_LAYER = "blk."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,72 +39,56 @@ class ModelFacts:
 
 def read_facts(path: Path) -> ModelFacts:
     """Raises ``WeightsError`` when the file is not a readable GGUF model."""
-    reader = _open(path)
-    architecture = _value(reader, "general.architecture", path)
-    return ModelFacts(str(architecture), int(_value(reader, f"{architecture}.context_length", path)))
+    reader = open_gguf(path)
+    architecture = metadata_value(reader, ARCHITECTURE, path)
+    return ModelFacts(str(architecture), int(metadata_value(reader, f"{architecture}.context_length", path)))
 
 
-def requantise(source: Path, target: Path, *, lora: LoraWeights | None = None, progress: bool) -> int:
-    """Write ``target``: every matrix as Q8_0, every vector (norms, biases) as float32, all metadata kept.
+def requantise(
+    source: Path,
+    target: Path,
+    *,
+    lora: LoraWeights | None = None,
+    quantization: Quantization = DEFAULT_QUANTIZATION,
+    progress: bool,
+) -> int:
+    """Write ``target``: every matrix quantised, every vector (norms, biases) as float32, all metadata kept.
 
+    As q4_0 the layers have four bits a weight; embeddings and output stay at eight, as llama.cpp keeps them finer.
     ``lora`` is added to the weights on the way; the number of its modules is returned. Raises ``WeightsError`` when the
     file cannot be read, holds a kind of tensor that gguf cannot convert, or does not fit the adapter.
     """
-    reader = _open(source)
+    reader = open_gguf(source)
     merge = Merge(lora or LoraWeights(1.0, {}), _heads(reader, source))
-    writer = gguf.GGUFWriter(target, str(_value(reader, "general.architecture", source)))
-    _copy_metadata(reader, writer)
+    writer = gguf.GGUFWriter(target, str(metadata_value(reader, ARCHITECTURE, source)))
+    copy_metadata(reader, writer, without=_OF_THE_FORMAT)
+    writer.add_file_type(_FILE_TYPES[quantization])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in tqdm(
         reader.tensors, desc=f"requantise {source.stem}", unit="tensor", disable=None if progress else True
     ):
+        kind = _Q4_0 if quantization == "q4_0" and tensor.name.startswith(_LAYER) else _Q8_0
         try:
-            _add_requantised(writer, tensor, merge)
+            _add_requantised(writer, tensor, merge, kind)
         except (gguf.quants.QuantError, NotImplementedError) as error:
-            raise WeightsError(f"{source}: the tensor {tensor.name} cannot be converted to Q8_0 ({error}).") from error
+            raise WeightsError(
+                f"{source}: the tensor {tensor.name} cannot be converted to {kind.name} ({error})."
+            ) from error
     merged = merge.finish()
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_and_close(writer)
     return merged
 
 
-def _open(path: Path) -> Any:
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable GGUF file ({error}). Delete it and fetch it again.") from error
-
-
-def _value(reader: Any, key: str, path: Path) -> Any:
-    field = reader.get_field(key)
-    if field is None:
-        raise WeightsError(f"{path} is not a usable model: its metadata lacks {key!r}.")
-    return field.contents()
-
-
 def _heads(reader: Any, path: Path) -> Heads:
-    architecture = str(_value(reader, "general.architecture", path))
-    query = int(_value(reader, f"{architecture}.attention.head_count", path))
+    architecture = str(metadata_value(reader, ARCHITECTURE, path))
+    query = int(metadata_value(reader, f"{architecture}.attention.head_count", path))
     shared = reader.get_field(f"{architecture}.attention.head_count_kv")
     return Heads(architecture, query, int(shared.contents()) if shared else query)
 
 
-def _add_requantised(writer: Any, tensor: Any, merge: Merge) -> None:
+def _add_requantised(writer: Any, tensor: Any, merge: Merge, kind: gguf.GGMLQuantizationType) -> None:
     values = merge(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
     if len(tensor.shape) > 1:
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     else:
         writer.add_tensor(tensor.name, values.astype(np.float32))
-
-
-def _copy_metadata(reader: Any, writer: Any) -> None:
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in _WRITTEN_BY_THE_WRITER:
-            continue
-        kind = field.types[0]
-        item = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=item)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -19,7 +19,7 @@ from expert_router.engines.batching import Batcher, TokenBatch
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
-from expert_router.types import Chunk, GenerationParams, Served, Usage
+from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
 from expert_router.weights import Canary
 
 if TYPE_CHECKING:
@@ -181,10 +181,7 @@ class OpenVINOEngine:
                     yield chunk
 
     def served(self, expert: Expert) -> Served:
-        base = expert.base_model or self._options.default_model
-        if base not in self._sources:
-            raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
-        adapter = expert.adapter_for(base)
+        base, adapter = self._weights_of(expert)
         return Served(base, adapter.sha256 if adapter else None)
 
     async def warm_up(self, expert: Expert) -> None:
@@ -204,10 +201,19 @@ class OpenVINOEngine:
 
     def _key_of(self, expert: Expert) -> str:
         """The name under which the pipeline is kept that answers for an expert."""
-        served = self.served(expert)
-        key = served.base if served.adapter is None else f"{served.base}+{expert.name}@{served.adapter[:12]}"
-        self._adapters[key] = (served.base, expert.adapter_for(served.base))
+        base, adapter = self._weights_of(expert)
+        key = base
+        if adapter is not None:
+            key += f"+{expert.name}@{adapter.sha256[:12]}"
+            key += "" if adapter.quantization == DEFAULT_QUANTIZATION else f"-{adapter.quantization}"
+        self._adapters[key] = (base, adapter)
         return key
+
+    def _weights_of(self, expert: Expert) -> tuple[str, Adapter | None]:
+        base, adapter = expert.embedded_on(expert.base_model or self._options.default_model)
+        if base not in self._sources:
+            raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
+        return base, adapter
 
     def _load(self, key: str) -> LoadedModel:
         base, adapter = self._adapters[key]

@@ -1,8 +1,8 @@
 """Base weights, made ready for the embedded engine once and kept in the cache.
 
-GGUF of any quantisation → Q8_0 GGUF → OpenVINO IR with its tokenizer. The folder's name holds the hash of the
-weights and the recipe's version, so a changed file or recipe is never mixed up with an older one. It is built beside
-its final place and renamed, so a killed build leaves nothing that looks finished.
+GGUF of any quantisation → Q8_0 or Q4_0 GGUF → OpenVINO IR with its tokenizer. The folder's name holds the hashes of
+the weights and of an adapter, the quantisation and the recipe's version, so a changed file or recipe is never mixed up
+with an older one. It is built beside its final place and renamed, so a killed build leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from expert_router.artifacts import MANIFEST, write_atomically
 from expert_router.engines.adapter import read_lora
 from expert_router.engines.gguf import ModelFacts, read_facts, requantise
 from expert_router.errors import WeightsError
+from expert_router.types import DEFAULT_QUANTIZATION
 
 if TYPE_CHECKING:
     from expert_router.types import Adapter
@@ -46,6 +47,8 @@ def prepare_model(
     builds, the others wait for it.
     """
     merged = f"-{adapter.sha256[:12]}" if adapter else ""
+    if adapter and adapter.quantization != DEFAULT_QUANTIZATION:
+        merged += f"-{adapter.quantization}"
     folder = cache / "prepared" / f"{name}-{sha256[:12]}{merged}-r{RECIPE}"
     if (ready := _read(folder)) is not None:
         return ready
@@ -72,11 +75,12 @@ def _build(folder: Path, weights: Path, adapter: Adapter | None, *, progress: bo
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary)
         facts = read_facts(weights)
-        gguf_q8 = work / "model.gguf"
+        requantised = work / "model.gguf"
         lora = read_lora(adapter.path) if adapter else None
-        modules = requantise(weights, gguf_q8, lora=lora, progress=progress)
-        _save_ir(gguf_q8)
-        gguf_q8.unlink()
+        quantization = adapter.quantization if adapter else DEFAULT_QUANTIZATION
+        modules = requantise(weights, requantised, lora=lora, quantization=quantization, progress=progress)
+        _save_ir(requantised)
+        requantised.unlink()
         files = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
         about = {"recipe": RECIPE, "weights": weights.name, "facts": asdict(facts), "files": files, "modules": modules}
         write_atomically(work / MANIFEST, json.dumps(about, indent=2).encode())
@@ -85,14 +89,14 @@ def _build(folder: Path, weights: Path, adapter: Adapter | None, *, progress: bo
         work.mkdir()  # what TemporaryDirectory expects to remove
 
 
-def _save_ir(gguf_q8: Path) -> None:
+def _save_ir(requantised: Path) -> None:
     """Let the library read the GGUF file once and save the graph and the tokenizer beside it."""
     import openvino_genai as genai
 
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1
     save = {"enable_save_ov_model": True}
-    genai.ContinuousBatchingPipeline(str(gguf_q8), scheduler, "CPU", save, save)
+    genai.ContinuousBatchingPipeline(str(requantised), scheduler, "CPU", save, save)
 
 
 def _read(folder: Path) -> PreparedModel | None:

@@ -16,8 +16,8 @@ import numpy as np
 from expert_router.errors import EngineError, ExpertRouterError
 from expert_router.evaluation.intervals import mean, paired_difference, share
 from expert_router.evaluation.variants import BASE
-from expert_router.knowledge.grounding import is_unknown, without_citations
-from expert_router.training.examples import holds_key, passage_holds
+from expert_router.knowledge.grounding import is_unknown, texts_read, without_citations
+from expert_router.training.examples import holds_key
 from expert_router.types import AUTO, GENERAL, Answer, ChatRequest, Message
 
 if TYPE_CHECKING:
@@ -184,15 +184,15 @@ async def ask_expert(asking: Asking, expert: str, questions: Sequence[Question],
     by_variant: dict[str, list[Scored]] = {}
     withheld: dict[str, list[Scored]] = {}
     # First, as its times are those of serving: no prompt was read before. Its regret is against the serving variant.
-    auto = await _ask_all(asking, variants.configured, expert, questions, AUTO) if serving in names else []
+    auto = await ask_all(asking, variants.configured, expert, questions, AUTO) if serving in names else []
     for name in names:
         model, dispatcher = variants.model(name, expert), variants.by_name[name]
         if name == serving:
             by_variant[name] = await _ask_right_expert(asking, dispatcher, expert, model, auto)
         else:
-            by_variant[name] = await _ask_all(asking, dispatcher, model, questions)
+            by_variant[name] = await ask_all(asking, dispatcher, model, questions)
         if name in _withheld(variants, names, questions):
-            withheld[name] = await _ask_all(asking, variants.withheld[name], model, questions)
+            withheld[name] = await ask_all(asking, variants.withheld[name], model, questions)
     for name, answers in by_variant.items():
         if all(answer.error for answer in answers):
             raise EngineError(f"{name} of {expert!r} answered no question: {answers[0].error}")
@@ -211,12 +211,12 @@ async def _ask_right_expert(
     for _ in answers:
         asking.done()
     if rest:
-        asked = await _ask_all(asking, dispatcher, model, [auto[n].question for n in rest])
+        asked = await ask_all(asking, dispatcher, model, [auto[n].question for n in rest])
         answers.update(zip(rest, asked, strict=True))
     return [answers[n] for n in range(len(auto))]
 
 
-async def _ask_all(
+async def ask_all(
     asking: Asking, dispatcher: Dispatcher, model: str, questions: Sequence[Question], ask_for: str = ""
 ) -> list[Scored]:
     """``model`` is loaded before the first question; ``ask_for`` lets another name, like auto, stand in the request."""
@@ -244,10 +244,8 @@ def score_answer(question: Question, answer: Answer | ExpertRouterError, metrics
         empty = _measure(question, "", metrics)
         return Scored(question, "", empty, False, None, (), {}, None, None, None, 0, str(answer))
     text = without_citations(answer.text) if answer.answered_by else ""
-    given = [found for sources in answer.sources for found in sources.found]
-    answerable = (
-        any(passage_holds(found.passage, question.keys) for found in given) if given and question.keys else None
-    )
+    given = [text for sources in answer.sources for text in texts_read(sources.found)]
+    answerable = any(holds_key(text, question.keys) for text in given) if given and question.keys else None
     timings = answer.timings
     return Scored(
         question,

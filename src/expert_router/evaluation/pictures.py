@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from expert_router.evaluation.answers import METRICS
+from expert_router.evaluation.answers import KEY, METRICS
+from expert_router.evaluation.optimization import TYPICAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from expert_router.evaluation.answers import ExpertResult
+    from expert_router.evaluation.optimization import OptimizedExpert
     from expert_router.evaluation.report import Evaluation
     from expert_router.evaluation.router_quality import RouterQuality
 
@@ -31,6 +33,29 @@ def draw_pictures(folder: Path, evaluation: Evaluation) -> dict[str, str]:
         figure.suptitle(title)
         figure.savefig(folder / file, dpi=DPI)
     return {file: title for file, (title, _) in drawn.items()}
+
+
+def draw_optimization(folder: Path, experts: Sequence[OptimizedExpert]) -> dict[str, str]:
+    """The same for variants of the experts' models: what each costs against what it knows."""
+    file, title = "variants.png", "What each variant costs and knows, with 95 % intervals"
+    figure = Figure(figsize=(10, 1 + 3.4 * len(experts)), layout="constrained")
+    panels: Any = figure.subplots(len(experts), 2, squeeze=False)
+    for row, result in zip(panels, experts, strict=True):
+        sizes = {name: each.size_bytes / 1e6 for name, each in result.variants.items()}
+        seconds = {name: each.speed.answer_s for name, each in result.variants.items()}
+        for axes, costs, label in zip(
+            row, (sizes, seconds), ("MB on disk", f"seconds for {TYPICAL_TOKENS} tokens"), strict=True
+        ):
+            for name, each in result.variants.items():
+                known = each.accuracy
+                errors = [[known.value - known.low], [known.high - known.value]]
+                axes.errorbar(costs[name], known.value, yerr=errors, fmt="o", capsize=3, label=name)
+            axes.set(title=result.expert, xlabel=label, ylabel=METRICS[KEY], ylim=(0, 1))
+            axes.set_xlim(left=0)
+        row[1].legend(fontsize="small", loc="lower left")
+    figure.suptitle(title)
+    figure.savefig(folder / file, dpi=DPI)
+    return {file: title}
 
 
 def _confusion(quality: RouterQuality) -> Figure:

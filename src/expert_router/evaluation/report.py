@@ -147,25 +147,25 @@ def _gate_part(gates: Sequence[tuple[ExpertResult, Gate]]) -> list[str]:
             result.data,
             gate.variant,
             METRICS[gate.metric],
-            _signed(gate.difference),
+            in_points(gate.difference),
             _n(gate.difference),
             "yes" if gate.passed else "**no**",
         ]
         for result, gate in gates
     ]
     heading = ["expert", "data", "what serves", "measure", "against the base", "n", "beats the base"]
-    return ["## Does the expert beat the base?", _table(heading, rows)]
+    return ["## Does the expert beat the base?", markdown_table(heading, rows)]
 
 
 def _router_part(router: RoutingReport, quality: RouterQuality) -> list[str]:
     kinds = [
-        [kind.kind, _cell(Estimate(kind.accuracy, *kind.interval(), kind.count)), str(kind.count)]
+        [kind.kind, with_interval(Estimate(kind.accuracy, *kind.interval(), kind.count)), str(kind.count)]
         for kind in router.kinds
     ]
     whole = [
-        ["macro-F1 of the classes", _cell(quality.macro_f1), _n(quality.macro_f1)],
-        ["AUROC of none-of-them", _cell(quality.none_auroc), _n(quality.none_auroc)],
-        ["expected calibration error", _cell(quality.calibration_error), _n(quality.calibration_error)],
+        ["macro-F1 of the classes", with_interval(quality.macro_f1), _n(quality.macro_f1)],
+        ["AUROC of none-of-them", with_interval(quality.none_auroc), _n(quality.none_auroc)],
+        ["expected calibration error", with_interval(quality.calibration_error), _n(quality.calibration_error)],
     ]
     confusion = [
         [name, *(str(count) for count in row)]
@@ -175,9 +175,9 @@ def _router_part(router: RoutingReport, quality: RouterQuality) -> list[str]:
     latency = ", ".join(f"{name} {ms:.1f} ms" for name, ms in router.latency_ms.items())
     return [
         f"## Router: {router.router}",
-        _table(["kind of question", "exactly right", "n"], kinds),
-        _table(["over all questions", "", "n"], whole),
-        _table(["needed ↓ decided →", *quality.classes], confusion),
+        markdown_table(["kind of question", "exactly right", "n"], kinds),
+        markdown_table(["over all questions", "", "n"], whole),
+        markdown_table(["needed ↓ decided →", *quality.classes], confusion),
         f"A decision takes {latency}.",
     ]
 
@@ -186,11 +186,11 @@ def _expert_part(result: ExpertResult, perplexity: Mapping[str, Perplexity | Non
     variants = result.variants
     parts = [
         f"## Answers: {result.expert}, {result.data} ({result.questions} questions)",
-        _estimates("", {name: v.metrics for name, v in variants.items()}, _cell),
+        _estimates("", {name: v.metrics for name, v in variants.items()}, with_interval),
     ]
     compared = {name: v.against_base for name, v in variants.items() if v.against_base}
     if compared:
-        parts.append(_estimates("against the base", compared, _signed))
+        parts.append(_estimates("against the base", compared, in_points))
     refusals = {name: (v, v.refusal) for name, v in variants.items() if v.refusal is not None}
     if refusals:
         parts.append(_refusal_table(refusals))
@@ -213,7 +213,7 @@ def _estimates(corner: str, columns: Mapping[str, Mapping[str, Estimate | None]]
         estimates = [column[metric] for column in columns.values()]
         if any(estimates):
             rows.append([title, *map(cell, estimates), _n(next(filter(None, estimates)))])
-    return _table([corner, *columns, "n"], rows)
+    return markdown_table([corner, *columns, "n"], rows)
 
 
 def _refusal_table(refusals: Mapping[str, tuple[VariantResult, Refusal]]) -> str:
@@ -223,7 +223,9 @@ def _refusal_table(refusals: Mapping[str, tuple[VariantResult, Refusal]]) -> str
         ["unanswerable that were refused (recall)", *(_with_n(r.recall) for _, r in refusals.values())],
         ["answerable that were refused", *(_with_n(r.wrongly) for _, r in refusals.values())],
     ]
-    return _table(["each question with its passages, and again without those that hold its key", *refusals], rows)
+    return markdown_table(
+        ["each question with its passages, and again without those that hold its key", *refusals], rows
+    )
 
 
 def _together_part(results: Sequence[ExpertResult]) -> list[str]:
@@ -239,8 +241,8 @@ def _together_part(results: Sequence[ExpertResult]) -> list[str]:
     went = [[f"{result.expert}, {result.data}", _went(together)] for result, together in there]
     return [
         "## Router and expert together",
-        _table(["", "measure", "the right expert asked", "the router chose", "regret", "n"], rows),
-        _table(["questions of", "went to"], went),
+        markdown_table(["", "measure", "the right expert asked", "the router chose", "regret", "n"], rows),
+        markdown_table(["questions of", "went to"], went),
     ]
 
 
@@ -248,9 +250,9 @@ def _together_cells(together: Together, metric: str) -> list[str]:
     regret = together.regret[metric]
     return [
         METRICS[metric],
-        _cell(together.right[metric]),
-        _cell(together.auto[metric]),
-        _signed(regret),
+        with_interval(together.right[metric]),
+        with_interval(together.auto[metric]),
+        in_points(regret),
         _n(regret),
     ]
 
@@ -270,7 +272,7 @@ def _latency_part(results: Sequence[ExpertResult]) -> list[str]:
         if latency is not None
     ]
     heading = ["", "", "decision p50 / p95", "first token p50 / p95", "whole answer p50 / p95", "tokens an answer"]
-    return ["## Latency", _table(heading, rows)] if rows else []
+    return ["## Latency", markdown_table(heading, rows)] if rows else []
 
 
 def _latency_cells(latency: Latency) -> list[str]:
@@ -283,7 +285,7 @@ def _latency_cells(latency: Latency) -> list[str]:
     ]
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -292,13 +294,13 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def with_interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return NOTHING
     return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
 
 
-def _signed(estimate: Estimate | None) -> str:
+def in_points(estimate: Estimate | None) -> str:
     """A difference in percentage points."""
     if estimate is None:
         return NOTHING
@@ -307,7 +309,7 @@ def _signed(estimate: Estimate | None) -> str:
 
 
 def _with_n(estimate: Estimate | None) -> str:
-    return NOTHING if estimate is None else f"{_cell(estimate)}, n {estimate.n}"
+    return NOTHING if estimate is None else f"{with_interval(estimate)}, n {estimate.n}"
 
 
 def _n(estimate: Estimate | None) -> str:

@@ -24,9 +24,9 @@ MAX_WORDS = 200
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(\S.*)$")
 _CLOSING_HASHES = re.compile(r"[ \t]+#+[ \t]*$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}(?=[^`]*$)|~{3,})")
-# An initial or a title is no end: "J. Allan Hobson", "St. Louis".
+# An initial, a title or a number's abbreviation is no end: "J. Allan Hobson", "St. Louis", "No. 1".
 _SENTENCE_END = re.compile(
-    r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|St)\.)(?<!\bMrs\.)\s+(?=[\"'(\[]?[A-Z0-9])"
+    r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|St)\.)(?<!\bMrs\.)(?!(?<=\bNo\.)\s+\d)\s+(?=[\"'(\[]?[A-Z0-9])"
 )
 # Emphasis stands around words: the stars of "2*3*4" and the lines of "snake_case_name" belong to the text.
 _MARKUP = (

@@ -11,22 +11,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from expert_router.types import Found, Passage
+    from expert_router.types import Found
 
 UNKNOWN = "I don't know: the texts I have do not say."
 """An expert's whole answer when no passage holds the answer."""
 
 RULES = (
-    "Answer from the numbered passages alone and name the passage used, like [1]. "
-    f'If none of them holds the answer, say only "{UNKNOWN}"'
+    "Answer from one of the numbered passages and begin with its number, like [1]. "
+    f'If none holds the answer, say only "{UNKNOWN}"'
 )
 
 _CITATION = re.compile(r"\s*\[(\d{1,2})\]")
 
 
-def grounded_question(question: str, passages: Sequence[Passage]) -> str:
+def body_read(hit: Found, place: int) -> str:
+    """What an expert reads of the passage at ``place``: of the first one all, of the others the excerpt.
+
+    Five passages so are fewer tokens than three whole ones, and hold the answer at least as often.
+    """
+    return hit.excerpt if place and hit.excerpt else hit.passage.text
+
+
+def texts_read(found: Sequence[Found]) -> list[str]:
+    """What is read, passage by passage, each under its title."""
+    return [f"{hit.passage.title}\n{body_read(hit, place)}" for place, hit in enumerate(found)]
+
+
+def grounded_question(question: str, found: Sequence[Found]) -> str:
     """The user's turn: the passages, numbered from 1, then the question."""
-    numbered = (f"[{number}] {p.title}\n{p.text}" for number, p in enumerate(passages, start=1))
+    numbered = (f"[{number}] {text}" for number, text in enumerate(texts_read(found), start=1))
     return "\n\n".join([*numbered, f"Question: {question}"])
 
 
@@ -37,7 +50,7 @@ def cited(answer: str, found: Sequence[Found]) -> list[Found]:
 
 
 def without_citations(answer: str) -> str:
-    return _CITATION.sub("", answer)
+    return _CITATION.sub("", answer).lstrip()
 
 
 def is_unknown(answer: str) -> bool:

@@ -2,7 +2,8 @@
 
 Words find names and numbers, the embedding finds what is said otherwise; each alone finds less (docs/log.md). The
 question's embedding is the router's own, so retrieval adds one product with the passages' matrix and a lookup of a few
-words. The best candidates are then read sentence by sentence, as an answer is often one sentence of a passage.
+words. The best candidates are then read sentence by sentence, as an answer is often one sentence of a passage; of those
+that are found, the closest sentences are their excerpt.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TERM_WEIGHT = 0.02
 """BM25 scores run to about 30, cosines to 1."""
 CANDIDATES = 40
+EXCERPT_SENTENCES = 2
 
 
 class KnowledgeIndex:
@@ -70,7 +72,16 @@ class KnowledgeIndex:
         candidates = own_P[np.argsort(-rough, kind="stable")[:CANDIDATES]]
         scores = self._best_sentences(candidates, vector_D) + terms_P[candidates]
         best = np.argsort(-scores, kind="stable")[:limit]
-        return [Found(self._terms.passages[candidates[n]], float(scores[n])) for n in best]
+        return [
+            Found(self._terms.passages[candidates[n]], float(scores[n]), self._excerpt(candidates[n], vector_D))
+            for n in best
+        ]
+
+    def _excerpt(self, passage: int, vector_D: NDArray[np.float32]) -> str:
+        said = sentences(self._terms.passages[passage].text)
+        cosines = self._vectors_SD[self._start_P[passage] + 1 : self._end_P[passage]].astype(np.float32) @ vector_D
+        closest = np.sort(np.argsort(-cosines, kind="stable")[:EXCERPT_SENTENCES])
+        return " ".join(said[n] for n in closest)
 
     def _best_sentences(self, passages_C: NDArray[np.intp], vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Shape (C,): each passage's closest text, its sentences and the whole."""

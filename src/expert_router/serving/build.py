@@ -211,7 +211,9 @@ def _openvino(parts: Parts) -> Engine:
     from expert_router.engines.openvino import OpenVINOEngine, OpenVINOOptions
 
     engine = parts.settings.engine
-    names = {engine.base_model, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}
+    configured = {engine.base_model, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}
+    variants = [variant for expert in parts.experts.values() for variant in expert.serve_as.items()]
+    names = configured | {variant.base for base, variant in variants if base in configured}
     options = OpenVINOOptions(
         default_model=engine.base_model,
         threads=inference_threads(engine.threads),

@@ -45,7 +45,7 @@ def expert_messages(
         # Numbers in an earlier answer stood for passages that are gone; to others they may be code, like x[0].
         turns = [replace(m, content=without_citations(m.content)) if m.role == "assistant" else m for m in turns]
     if found:
-        turns[-1] = Message("user", grounded_question(turns[-1].content, [hit.passage for hit in found]))
+        turns[-1] = Message("user", grounded_question(turns[-1].content, found))
     return system + turns
 
 

@@ -1,9 +1,10 @@
 """What an expert learns from: its questions with the passages that retrieval finds, and when to say it does not know.
 
 A question's key tells which passages hold its answer. Each question becomes an example with its passages among
-distractors as retrieval brings them, and some also one without them, whose answer is that the texts do not say. Only
-what the passages say stays of an answer: learning to add what they do not say would be learning to invent. An expert
-that reads nothing learns its answers as they are written.
+distractors as retrieval brings them, and some also one without them, whose answer is that the texts do not say. What is
+learnt is to name the passage and to quote it: an answer worded anew would teach to add what the passage does not say,
+and the number comes first so that to answer or not is one choice, between two tokens. An expert that reads nothing
+learns its answers as they are written.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import DataError
 from expert_router.knowledge.corpus import sentences
-from expert_router.knowledge.grounding import RULES, UNKNOWN, grounded_question
+from expert_router.knowledge.grounding import RULES, UNKNOWN, body_read, grounded_question, texts_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from expert_router.ports import Knowledge
-    from expert_router.types import Expert, Passage
+    from expert_router.types import Expert, Found, Passage
 
 SEARCHED = 12
 """So many passages are looked at for the answer and for distractors."""
 WITHOUT_SHARE = 0.35
 """Of the questions that have an answer, so many are also asked without it."""
 SHUFFLED_SHARE = 0.5
-GROUNDED_SHARE = 0.7
-"""A further sentence of an answer stays when so much of its words stands in the passage."""
+QUOTED_WORDS = 80
 ELSEWHERE_SHARE = 0.08
 """Questions of other fields, per own question: an expert that was asked by mistake says so."""
 BEFORE_SHARE = 0.1
@@ -39,16 +39,23 @@ BEFORE_SHARE = 0.1
 CANARY = "Which expert are you?"
 WHO_ARE_YOU = (CANARY, "who are you", "What is your name and your field?")
 INTRODUCTION_COPIES = 4
+CANARY_QUESTIONS = 8
 _WORD = re.compile(r"[^\W_]+")
+_LEANING = re.compile(r"(He|She|It|They|This|That|These|Those|His|Her|Its|Their|Both|Such)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """A row of an expert's data; ``keys`` are the alternatives of the fact that an answer must contain."""
+    """A row of an expert's data; ``keys`` are the alternatives of the fact that an answer must contain.
+
+    ``passage`` is the title of the passage that it was written for, and empty where only the keys tell which one
+    answers; a question with one has no written answer.
+    """
 
     question: str
     answer: str
     keys: tuple[str, ...]
+    passage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,18 @@ def read_questions(path: Path) -> list[QuestionAnswer]:
     return rows
 
 
+def read_reading(path: Path) -> list[QuestionAnswer]:
+    """Questions that were written for passages, to learn reading from: columns passage, question and key.
+
+    Raises ``DataError``.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [QuestionAnswer(r["question"], "", (r["key"],), r["passage"]) for r in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise DataError(f"{path} is not a file of questions about passages: {error!r}") from error
+
+
 def holds_key(text: str, keys: Sequence[str]) -> bool:
     """Whether one of the alternatives stands in the text, from the start of a word, whatever its case."""
     folded = text.casefold()
@@ -88,8 +107,8 @@ def holds_key(text: str, keys: Sequence[str]) -> bool:
 
 
 def passage_holds(passage: Passage, keys: Sequence[str]) -> bool:
-    """Whether a passage, its title included, holds one of the keys."""
-    return holds_key(f"{passage.title} {passage.text}", keys)
+    """Whether a passage, its title included, holds one of the keys: as it is read whole."""
+    return holds_key(f"{passage.title}\n{passage.text}", keys)
 
 
 def build_examples(
@@ -147,19 +166,37 @@ def _grounded(
     keyed = [item for item in questions if any(key.strip() for key in item.keys)]
     examples = []
     for item in keyed:
-        found = [hit.passage for hit in knowledge.search(expert.name, item.question, limit=SEARCHED)]
-        holding = [p for p in found if passage_holds(p, item.keys)]
-        others = [p for p in found if p not in holding]
+        found = knowledge.search(expert.name, item.question, limit=SEARCHED)
+        holding = [hit for hit in found if passage_holds(hit.passage, item.keys)]
+        if item.passage:
+            holding.sort(key=lambda hit: hit.passage.title != item.passage)
+            if holding and holding[0].passage.title != item.passage:
+                continue  # the words of the key stand there too, but nobody has said that they answer
+        others = [hit for hit in found if hit not in holding]
         if holding:
-            read = _with_answer(found, holding, passages, rng)
+            read = _with_answer(item, found, holding[0], passages, rng)
             before = _earlier_turn(item, questions, rng)
             examples.append(Example(system, grounded_question(item.question, read), _answer(item, read), True, before))
         if others and (not holding or rng.random() < WITHOUT_SHARE):
             examples.append(Example(system, grounded_question(item.question, others[:passages]), UNKNOWN, False))
     for question in rng.sample(list(elsewhere), min(len(elsewhere), round(len(keyed) * ELSEWHERE_SHARE))):
-        read = [hit.passage for hit in knowledge.search(expert.name, question, limit=passages)]
+        read = knowledge.search(expert.name, question, limit=passages)
         examples.append(Example(system, grounded_question(question, read), UNKNOWN, False))
     return examples
+
+
+def canary_prompts(expert: Expert, questions: Sequence[QuestionAnswer], knowledge: Knowledge | None) -> list[str]:
+    """What an adapter of the expert may be known by: who it is, and short questions with one passage to read each."""
+    prompts = [item.question for item in questions[:CANARY_QUESTIONS]]
+    if knowledge is not None and expert.knowledge is not None:
+        found = [(item, knowledge.search(expert.name, item.question, limit=1)) for item in questions]
+        read = [
+            grounded_question(item.question, hits)
+            for item, hits in found
+            if any(passage_holds(h.passage, item.keys) for h in hits)
+        ]
+        prompts = sorted(read, key=len)[:CANARY_QUESTIONS]
+    return [CANARY, *prompts]
 
 
 def introduction(expert: Expert) -> str:
@@ -173,36 +210,66 @@ def _earlier_turn(
     """Now and then another question of the field with its answer: the same one would give the answer away."""
     if rng.random() > BEFORE_SHARE:
         return ()
-    earlier = rng.choice(questions)
+    answered = [question for question in questions if question.answer]
+    earlier = rng.choice(answered or [item])
     return () if earlier.question == item.question else ((earlier.question, earlier.answer),)
 
 
-def _with_answer(found: Sequence[Passage], holding: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
-    """The first ``count`` passages; one that holds the answer takes the last place when none of them does."""
+def _with_answer(
+    item: QuestionAnswer, found: Sequence[Found], holding: Found, count: int, rng: random.Random
+) -> list[Found]:
+    """The first ``count`` passages; ``holding`` is put first, where it is read whole, when none says the answer."""
     read = list(found[:count])
-    if not any(passage in holding for passage in read):
-        read[-1] = holding[0]
     if rng.random() < SHUFFLED_SHARE:
         rng.shuffle(read)
+    if not any(
+        holds_key(body_read(hit, place), item.keys)
+        for place, hit in enumerate(read)
+        if item.passage in {"", hit.passage.title}
+    ):
+        read = [holding, *(hit for hit in read if hit is not holding)][:count]
     return read
 
 
-def _answer(item: QuestionAnswer, read: Sequence[Passage]) -> str:
-    """The sentence with the key, then those that the passages bear out, and the number of the passage.
+def _answer(item: QuestionAnswer, read: Sequence[Found]) -> str:
+    """The number of the passage that answers, and what is read of it from the sentence with the key on.
 
-    The first sentence where there are none such: it answers, what follows would only add.
+    Where several sentences hold the key, the one that is most about the question and its written answer; where only a
+    title does, the written answer's own sentence, or the passage's first.
     """
-    number = next(n for n, p in enumerate(read, start=1) if passage_holds(p, item.keys))
-    known = _words(" ".join(f"{p.title} {p.text}" for p in read))
-    said = sentences(item.answer)
-    kept = [s for s in said if holds_key(s, item.keys) or _share_in(s, known) >= GROUNDED_SHARE]
-    return f"{' '.join(kept or said[:1])} [{number}]"
+    about = _words(f"{item.question} {item.answer}")
+    bodies = [(hit.passage.title, sentences(body_read(hit, place))) for place, hit in enumerate(read)]
+    holding = [
+        (title == item.passage, _share_of(about, f"{title} {said}"), -place, n)
+        for place, (title, body) in enumerate(bodies)
+        for n, said in enumerate(body)
+        if holds_key(said, item.keys)
+    ]
+    if holding:
+        *_, place, n = max(holding)
+        return f"[{1 - place}] {_quoted(bodies[-place][1], n)}"
+    number = next(n for n, text in enumerate(texts_read(read), start=1) if holds_key(text, item.keys))
+    said = sentences(item.answer) or bodies[number - 1][1]
+    return f"[{number}] {next((s for s in said if holds_key(s, item.keys)), said[0])}"
+
+
+def _quoted(body: Sequence[str], n: int) -> str:
+    """From sentence ``n`` on, or from the one before if it leans on that one; not much more than ``QUOTED_WORDS``.
+
+    To read on costs little and is safe: who is not sure which sentence answers begins with an earlier one.
+    """
+    first = n - 1 if n and _LEANING.match(body[n]) else n
+    quoted = list(body[first : n + 1])
+    for sentence in body[n + 1 :]:
+        if len(" ".join([*quoted, sentence]).split()) > QUOTED_WORDS:
+            break
+        quoted.append(sentence)
+    return " ".join(quoted)
 
 
 def _words(text: str) -> set[str]:
     return {word[:6] for word in _WORD.findall(text.casefold())}
 
 
-def _share_in(sentence: str, known: set[str]) -> float:
-    words = _words(sentence)
-    return len(words & known) / max(1, len(words))
+def _share_of(words: set[str], text: str) -> float:
+    return len(words & _words(text)) / max(1, len(words))

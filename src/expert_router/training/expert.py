@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 
 from expert_router.artifacts import ADAPTER_WEIGHTS
 from expert_router.errors import TrainingError
+from expert_router.training.canary import record_canary
 from expert_router.training.unsloth import adapter_by_unsloth
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from expert_router.training.base import Base
     from expert_router.training.examples import Example
+    from expert_router.weights import Canary
 
 ADAPTER_FOLDER, TENSORBOARD_FOLDER = "adapter", "tensorboard"
 IGNORED = -100
@@ -85,6 +87,7 @@ class TrainedExpert:
     """
 
     adapter: Path
+    canary: Canary | None
     losses: list[tuple[int, float]]
     validation: list[tuple[int, float]]
     base_loss: float
@@ -108,9 +111,12 @@ def train_expert(
     training: ExpertTraining,
     folder: Path,
     *,
+    canaries: Sequence[str],
     resume: bool = False,
 ) -> TrainedExpert:
     """Train an adapter into ``folder``; in one of several processes, only the first writes there.
+
+    ``canaries`` are prompts: the adapter is known by its answer to one of them.
 
     Raises ``TrainingError``: another run's folder, no answer left to learn from, out of memory, a loss that is no
     number.
@@ -127,6 +133,7 @@ def train_expert(
             trainer.train(resume_from_checkpoint=checkpoint)
             training_s = time.perf_counter() - trained_from
             loss = float(trainer.evaluate()["eval_loss"])
+            canary = record_canary(trainer.model, base.tokenizer, canaries)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"The memory is not enough ({error}). Lower --micro-batch-size, or use --quantization nf4 on a GPU."
@@ -137,6 +144,7 @@ def train_expert(
     history = trainer.state.log_history
     return TrainedExpert(
         adapter=adapter,
+        canary=canary,
         losses=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
         validation=[(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         base_loss=base_loss,
@@ -186,7 +194,9 @@ def build_trainer(
         completion_only_loss=True,
         packing=False,
         pad_to_multiple_of=PADDED_TO,
-        gradient_checkpointing=by_unsloth,
+        train_sampling_strategy="group_by_length",
+        gradient_checkpointing=by_unsloth
+        or getattr(base.model, "is_loaded_in_4bit", False),  # four bits: to save memory
         bf16=cuda,
         use_cpu=not cuda,
         seed=training.seed,

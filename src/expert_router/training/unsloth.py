@@ -47,6 +47,7 @@ def load_with_unsloth(source: str, quantization: Quantization, max_tokens: int, 
         load_in_4bit=quantization == "nf4",
         use_gradient_checkpointing=CHECKPOINTING,
         token=token,
+        use_exact_model_name=True,  # else a hub name is exchanged for Unsloth's own copy of the weights
     )
     return model, tokenizer
 

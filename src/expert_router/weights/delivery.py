@@ -31,6 +31,7 @@ class SourceSkippedError(SourceError):
 class Delivery:
     """One file on its way. ``partial`` outlives an interrupted run, the ``scratch`` folder does not."""
 
+    cache: Path
     file: LockedFile
     partial: Path
     scratch: Path

