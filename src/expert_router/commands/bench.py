@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands.measuring import machine
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _bench_routers(args: Namespace, settings: Settings) -> int:
     if args.zero_shot_shape:
         reports.append(_zero_shot_shape_report(settings, examples[:ZERO_SHOT_QUESTIONS]))
     if args.json:
-        print(json.dumps({"machine": _machine(), "routers": [_report_object(report) for report in reports]}, indent=2))
+        print(json.dumps({"machine": machine(), "routers": [_report_object(report) for report in reports]}, indent=2))
         return 0
     for report in reports:
         _print_report(report, show_wrong=args.wrong)
@@ -108,7 +108,7 @@ def _report_object(report: RoutingReport) -> dict[str, Any]:
 
 def _print_report(report: RoutingReport, *, show_wrong: bool) -> None:
     latency = "  ".join(f"{name} {value:.1f} ms" for name, value in report.latency_ms.items())
-    print(f"\n{report.router}   {latency}   {_machine()}")
+    print(f"\n{report.router}   {latency}   {machine()}")
     for kind in report.kinds:
         low, high = kind.interval()
         counts = f"{kind.right:>5} of {kind.count:<5}{kind.accuracy:>7.1%}"
@@ -129,10 +129,10 @@ def _bench_engine(args: Namespace, settings: Settings) -> int:
     questions = [example.query for example in examples if len(example.experts) == 1]
     results = asyncio.run(_measure(build_dispatcher(settings, progress=True), questions, clients, args))
     if args.json:
-        about = {"machine": _machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
+        about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
         print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
         return 0
-    print(f"\n{settings.engine.name}, {settings.engine.base_model}, {args.max_tokens} tokens an answer   {_machine()}")
+    print(f"\n{settings.engine.name}, {settings.engine.base_model}, {args.max_tokens} tokens an answer   {machine()}")
     print("clients   tokens/s   first token p50 / p95      whole answer p50 / p95")
     for r in results:
         first, whole = r.first_token_s, r.answer_s
@@ -154,9 +154,3 @@ async def _measure(dispatcher: Any, questions: list[str], clients: list[int], ar
         return [await ask(count, count * args.requests) for count in clients]
     finally:
         await dispatcher.close()
-
-
-def _machine() -> str:
-    from expert_router.engines.threads import usable_cpus
-
-    return f"{platform.machine()}, {usable_cpus()} CPUs"

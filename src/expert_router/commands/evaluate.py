@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib
 import json
-import platform
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands.measuring import (
+    AT_ONCE,
+    PREPARED,
+    about_run,
+    chosen_names,
+    new_folder,
+    require_packages,
+)
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,11 +34,7 @@ if TYPE_CHECKING:
     from expert_router.types import Expert
 
 HELP = "measure the router, the experts' answers and both together, against the base model"
-RUNS = "runs"
-AT_ONCE = 8
-"""So many questions are asked at the same time."""
 EXIT_GATE = 1
-PACKAGES = ("matplotlib", "rouge_score", "sacrebleu", "sklearn")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -74,7 +74,7 @@ def main(args: Namespace) -> int:
     require_packages()
     questions = _questions(args, settings, [parts.experts[name] for name in names])
     labelled = _labelled(args, settings, questions)
-    folder = new_folder(args.output or settings.home / RUNS / f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = new_folder(args.output, settings, "evaluation")
     evaluation, asked = _evaluate(args, parts, questions, labelled)
     return _report(args, folder, evaluation, asked)
 
@@ -240,45 +240,14 @@ def _labelled(
     return sample(examples, args.limit, lambda example: example.query, lambda example: example.kind)
 
 
-def chosen_names(joined: str | None, known: Sequence[str], option: str) -> list[str]:
-    names = [name.strip() for name in (joined or "").split(",") if name.strip()]
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"{option} does not know {', '.join(unknown)}. Known: {', '.join(known)}.")
-    return list(dict.fromkeys(names))
-
-
-def new_folder(folder: Path) -> Path:
-    """Made before anything is asked; no report is written over."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(f"{folder} is there already: name a new folder with --output.") from None
-    except OSError as error:
-        raise ConfigError(f"The folder {folder} cannot be made: {error}") from error
-    return folder
-
-
-def require_packages() -> None:
-    """Before anything is loaded or asked."""
-    try:
-        for module in PACKAGES:
-            importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"Evaluating needs more packages ({error}): pip install 'expert-router[evaluate]'") from error
-
-
 def _about(
     args: Namespace, settings: Settings, questions: Mapping[tuple[str, str], Sequence[Question]]
 ) -> dict[str, str]:
-    from expert_router.engines.threads import usable_cpus
-
-    asked = repr([question for group in questions.values() for question in group])
-    data = ", ".join(map(str, args.data)) if args.data else "the prepared test split"
-    limit = f", {args.limit} of each" if args.limit else ""
-    return {
-        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "settings": f"profile {settings.profile}, engine {settings.engine.name}, {settings.engine.base_model}, router "
+    return about_run(
+        questions.values(),
+        data=", ".join(map(str, args.data)) if args.data else PREPARED,
+        limit=args.limit,
+        settings=f"profile {settings.profile}, engine {settings.engine.name}, {settings.engine.base_model}, router "
         f"{settings.router.name}, {settings.knowledge.passages} passages, at most {settings.serving.max_tokens} tokens",
-        "questions": f"{data}{limit} (sha256 {hashlib.sha256(asked.encode()).hexdigest()[:12]})",
-        "machine": f"{platform.machine()}, {usable_cpus()} CPUs, {AT_ONCE} questions at once",
-    }
+        load=f", {AT_ONCE} questions at once",
+    )

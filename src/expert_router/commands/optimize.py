@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import platform
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_router.commands import optimize_prune
+from expert_router.commands.measuring import (
+    AT_ONCE,
+    PREPARED,
+    about_run,
+    chosen_names,
+    new_folder,
+    require_packages,
+)
 from expert_router.errors import ConfigError, NotReadyError, WeightsError
 
 if TYPE_CHECKING:
@@ -28,9 +34,6 @@ if TYPE_CHECKING:
     from expert_router.types import Expert, ModelVariant
 
 HELP = "measure smaller and faster variants of the experts' models, and install one"
-RUNS = "runs"
-AT_ONCE = 8
-"""So many questions are asked at the same time, where it is not speed that is measured."""
 SPEED_QUESTIONS = 12
 EXIT_REFUSED = 1
 ENGINE = "openvino"
@@ -66,7 +69,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     from expert_router.artifacts import load_experts
-    from expert_router.commands.evaluate import chosen_names
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
@@ -93,7 +95,6 @@ def _measure(
 ) -> list[OptimizedExpert]:
     from tqdm import tqdm
 
-    from expert_router.commands.evaluate import new_folder, require_packages
     from expert_router.serving.build import Parts, build_library, build_router
 
     if settings.engine.name != ENGINE:
@@ -103,7 +104,7 @@ def _measure(
     plan = {expert.name: _plan(args, settings, expert) for expert in chosen}
     require_packages()
     questions = {expert.name: _questions(args, settings, expert) for expert in chosen}
-    folder = new_folder(args.output or settings.home / RUNS / f"optimize-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = new_folder(args.output, settings, "optimize")
     parts = Parts(settings, experts, progress=True)
     router, library = build_router(parts), build_library(parts)
     # A variant that is refused is not asked: the bar ends early then.
@@ -118,7 +119,6 @@ def _measure(
 
 def _plan(args: Namespace, settings: Settings, expert: Expert) -> dict[str, ModelVariant]:
     """The variants of an expert to measure, the reference first."""
-    from expert_router.commands.evaluate import chosen_names
     from expert_router.evaluation.optimization import REFERENCE, variants_of
     from expert_router.weights import load_lock
 
@@ -237,17 +237,14 @@ def _report(args: Namespace, folder: Path, about: dict[str, str], results: list[
 
 
 def _about(args: Namespace, settings: Settings, questions: Mapping[str, Sequence[Question]]) -> dict[str, str]:
-    from expert_router.engines.threads import usable_cpus
-
-    asked = repr([question for group in questions.values() for question in group])
-    limit = f", {args.limit} of each" if args.limit else ""
-    return {
-        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "settings": f"profile {settings.profile}, {settings.knowledge.passages} passages, at most "
+    return about_run(
+        questions.values(),
+        data=PREPARED,
+        limit=args.limit,
+        settings=f"profile {settings.profile}, {settings.knowledge.passages} passages, at most "
         f"{settings.serving.max_tokens} tokens",
-        "questions": f"the prepared test split{limit} (sha256 {hashlib.sha256(asked.encode()).hexdigest()[:12]})",
-        "machine": f"{platform.machine()}, {usable_cpus()} CPUs; {AT_ONCE} questions at once for what they know",
-    }
+        load=f"; {AT_ONCE} questions at once for what they know",
+    )
 
 
 # Installing

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands.measuring import RUNS
 from expert_router.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from expert_router.training.examples import Example
     from expert_router.types import Expert
 
-RUNS = "runs"
 GGUF_ENDING = ".gguf"
 
 
