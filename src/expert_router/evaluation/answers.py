@@ -47,7 +47,7 @@ FEWEST_FOR_GATE = 10
 class Scored:
     """An answer, measured. ``metrics`` has those of ``METRICS`` that the question allows.
 
-    ``answerable``: a passage that was given holds the key; ``None`` where nothing was given, or there is no key.
+    ``answerable``: what was read of a passage holds the key; ``None`` where nothing was read, or there is no key.
     ``error`` is why there is no answer; then it counts as an empty one.
     """
 
@@ -110,7 +110,7 @@ class VariantResult:
     metrics: dict[str, Estimate | None]
     against_base: dict[str, Estimate | None]
     held: Estimate | None
-    """How often a passage that was given holds the key."""
+    """How often what was read of a passage holds the key."""
     refusal: Refusal | None
     latency: Latency | None
     failed: int

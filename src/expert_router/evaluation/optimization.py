@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from expert_router.artifacts import write_atomically
 from expert_router.errors import ConfigError, DataError, EngineError
 from expert_router.evaluation.answers import KEY, METRICS
 from expert_router.evaluation.intervals import Estimate, paired_difference, share
-from expert_router.evaluation.report import JSON_FILE, MARKDOWN_FILE, in_points, markdown_table, with_interval
+from expert_router.evaluation.report import (
+    JSON_FILE,
+    in_milliseconds,
+    in_points,
+    markdown_document,
+    markdown_table,
+    with_interval,
+    write_both,
+)
 from expert_router.types import DEFAULT_QUANTIZATION, QUANTIZATIONS, ModelVariant
 
 if TYPE_CHECKING:
@@ -171,8 +178,7 @@ def write_optimization(folder: Path, optimization: Optimization, pictures: Mappi
         result.expert: recommend(result, optimization.tolerance, optimization.prefer) for result in optimization.experts
     }
     about = {**asdict(optimization), "reference": REFERENCE, "recommended": recommended}
-    write_atomically(folder / MARKDOWN_FILE, optimization_as_markdown(optimization, pictures).encode())
-    write_atomically(folder / JSON_FILE, (json.dumps(about, indent=2) + "\n").encode())
+    write_both(folder, optimization_as_markdown(optimization, pictures), about)
 
 
 def read_optimization(folder: Path) -> list[OptimizedExpert]:
@@ -186,14 +192,8 @@ def read_optimization(folder: Path) -> list[OptimizedExpert]:
 
 
 def optimization_as_markdown(optimization: Optimization, pictures: Mapping[str, str]) -> str:
-    parts = [
-        "# Variants of the experts' models",
-        "  \n".join(f"**{name}**: {text}" for name, text in optimization.about.items()),
-        NOTES,
-        *(part for result in optimization.experts for part in _expert_part(result, optimization)),
-        *(f"![{title}]({file})" for file, title in pictures.items()),
-    ]
-    return "\n\n".join(parts) + "\n"
+    parts = [NOTES, *(part for result in optimization.experts for part in _expert_part(result, optimization))]
+    return markdown_document("Variants of the experts' models", optimization.about, parts, pictures)
 
 
 def _expert_part(result: OptimizedExpert, optimization: Optimization) -> list[str]:
@@ -222,7 +222,7 @@ def _row(name: str, measured: MeasuredVariant, verdict: str) -> list[str]:
         name,
         f"{measured.size_bytes / 1e6:.0f} MB",
         f"{measured.load_s:.1f} s",
-        f"{speed.first_token_s[0] * 1000:.0f} / {speed.first_token_s[1] * 1000:.0f} ms",
+        in_milliseconds(speed.first_token_s),
         f"{speed.tokens_per_s:.0f}",
         f"{speed.answer_s:.2f} s",
         with_interval(measured.accuracy),

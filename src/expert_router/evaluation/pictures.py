@@ -10,7 +10,7 @@ from expert_router.evaluation.answers import KEY, METRICS
 from expert_router.evaluation.optimization import TYPICAL_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from expert_router.evaluation.answers import ExpertResult
@@ -29,15 +29,11 @@ def draw_pictures(folder: Path, evaluation: Evaluation) -> dict[str, str]:
     }
     if evaluation.experts:
         drawn["answers.png"] = ("Each variant's answers, with 95 % intervals", _answers(evaluation.experts))
-    for file, (title, figure) in drawn.items():
-        figure.suptitle(title)
-        figure.savefig(folder / file, dpi=DPI)
-    return {file: title for file, (title, _) in drawn.items()}
+    return _save(folder, drawn)
 
 
 def draw_optimization(folder: Path, experts: Sequence[OptimizedExpert]) -> dict[str, str]:
     """The same for variants of the experts' models: what each costs against what it knows."""
-    file, title = "variants.png", "What each variant costs and knows, with 95 % intervals"
     figure = Figure(figsize=(10, 1 + 3.4 * len(experts)), layout="constrained")
     panels: Any = figure.subplots(len(experts), 2, squeeze=False)
     for row, result in zip(panels, experts, strict=True):
@@ -53,9 +49,15 @@ def draw_optimization(folder: Path, experts: Sequence[OptimizedExpert]) -> dict[
             axes.set(title=result.expert, xlabel=label, ylabel=METRICS[KEY], ylim=(0, 1))
             axes.set_xlim(left=0)
         row[1].legend(fontsize="small", loc="lower left")
-    figure.suptitle(title)
-    figure.savefig(folder / file, dpi=DPI)
-    return {file: title}
+    return _save(folder, {"variants.png": ("What each variant costs and knows, with 95 % intervals", figure)})
+
+
+def _save(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> dict[str, str]:
+    """By file name: a figure and its title, which is returned."""
+    for file, (title, figure) in drawn.items():
+        figure.suptitle(title)
+        figure.savefig(folder / file, dpi=DPI)
+    return {file: title for file, (title, _) in drawn.items()}
 
 
 def _confusion(quality: RouterQuality) -> Figure:

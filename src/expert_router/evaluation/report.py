@@ -61,8 +61,13 @@ class Perplexity:
 
 def write_report(folder: Path, evaluation: Evaluation, pictures: Mapping[str, str]) -> None:
     """``pictures``: the titles by file name; they are beside the report."""
-    write_atomically(folder / MARKDOWN_FILE, as_markdown(evaluation, pictures).encode())
-    write_atomically(folder / JSON_FILE, (json.dumps(as_object(evaluation), indent=2) + "\n").encode())
+    write_both(folder, as_markdown(evaluation, pictures), as_object(evaluation))
+
+
+def write_both(folder: Path, markdown: str, content: Mapping[str, Any]) -> None:
+    """A report for people and the same for programs."""
+    write_atomically(folder / MARKDOWN_FILE, markdown.encode())
+    write_atomically(folder / JSON_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_answers(folder: Path, asked: Iterable[AskedExpert]) -> None:
@@ -123,8 +128,6 @@ def as_object(evaluation: Evaluation) -> dict[str, Any]:
 
 def as_markdown(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:
     parts = [
-        "# Evaluation",
-        "  \n".join(f"**{name}**: {text}" for name, text in evaluation.about.items()),
         INTERVALS,
         *([_list(evaluation.notes)] if evaluation.notes else []),
         *_gate_part(evaluation.gates),
@@ -133,9 +136,8 @@ def as_markdown(evaluation: Evaluation, pictures: Mapping[str, str]) -> str:
         *_together_part(evaluation.experts),
         *_latency_part(evaluation.experts),
         *(["## Pictures"] if pictures else []),
-        *(f"![{title}]({file})" for file, title in pictures.items()),
     ]
-    return "\n\n".join(parts) + "\n"
+    return markdown_document("Evaluation", evaluation.about, parts, pictures)
 
 
 def _gate_part(gates: Sequence[tuple[ExpertResult, Gate]]) -> list[str]:
@@ -279,10 +281,26 @@ def _latency_cells(latency: Latency) -> list[str]:
     route = latency.route_s
     return [
         f"{route[0] * 1000:.1f} / {route[1] * 1000:.1f} ms" if route else NOTHING,
-        f"{latency.first_token_s[0] * 1000:.0f} / {latency.first_token_s[1] * 1000:.0f} ms",
+        in_milliseconds(latency.first_token_s),
         f"{latency.answer_s[0]:.2f} / {latency.answer_s[1]:.2f} s",
         f"{latency.tokens:.0f}",
     ]
+
+
+def markdown_document(heading: str, about: Mapping[str, str], parts: Iterable[str], pictures: Mapping[str, str]) -> str:
+    """``about`` stands under the heading, the pictures at the end: their titles by file name."""
+    every = [
+        f"# {heading}",
+        "  \n".join(f"**{name}**: {text}" for name, text in about.items()),
+        *parts,
+        *(f"![{title}]({file})" for file, title in pictures.items()),
+    ]
+    return "\n\n".join(every) + "\n"
+
+
+def in_milliseconds(seconds: tuple[float, float]) -> str:
+    """Two percentiles."""
+    return f"{seconds[0] * 1000:.0f} / {seconds[1] * 1000:.0f} ms"
 
 
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
