@@ -49,8 +49,10 @@ def prune(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) ->
     there = load_lock(settings.resolve(settings.paths.models_lock)).get(name)
     if there is not None:
         return _already(there, base, given)
-    influences = None if given else _influences(args, settings, experts, source)
-    without = given or _least_influential(influences, count - args.layers)
+    without, influences = given, None
+    if not given:
+        influences = _influences(args, settings, experts, source)
+        without = _least_influential(influences, count - args.layers)
     path = _make(settings, model, source, name, without, influences=influences)
     print(f"{path} is {base} without {len(without)} of its {count} layers: {', '.join(map(str, without))}.")
     _print_next(name, experts)
@@ -77,11 +79,7 @@ def _given(args: Namespace, count: int) -> list[int]:
 def _already(there: LockedModel, base: str, given: list[int]) -> int:
     """The same base again is no mistake; another one under the same name is."""
     pruned = there.pruned
-    if (
-        pruned is None
-        or pruned.base.name != base
-        or list(pruned.without_layers) != (given or list(pruned.without_layers))
-    ):
+    if pruned is None or pruned.base.name != base or (given and list(pruned.without_layers) != given):
         raise ConfigError(f"models.lock has another {there.name} already: take that out first.")
     print(f"models.lock has {pruned} already, as {there.name}.")
     return 0
@@ -116,10 +114,10 @@ def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
     return items[:: max(1, len(items) // count)][:count]
 
 
-def _least_influential(influences: Sequence[float] | None, count: int) -> list[int]:
+def _least_influential(influences: Sequence[float], count: int) -> list[int]:
     from expert_router.training.influence import least_influential
 
-    return least_influential(influences or [], count)
+    return least_influential(influences, count)
 
 
 def _make(

@@ -20,7 +20,7 @@ from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
-from expert_router.weights import Canary
+from expert_router.weights import CANARY_TOKENS, Canary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -258,13 +258,13 @@ def check_canary(model: LoadedModel, canary: Canary) -> None:
 
 
 def canary_answer(model: LoadedModel, prompt: str) -> str:
-    """What the model says to a prompt alone: greedily, without instructions, 24 tokens at most."""
+    """What the model says to a prompt alone: greedily, without instructions, ``CANARY_TOKENS`` at most."""
     return asyncio.run(_greedy_answer(model, prompt))
 
 
 async def _greedy_answer(model: LoadedModel, prompt: str) -> str:
     input_ids = model.encode([{"role": "user", "content": prompt}])
-    config = model.generation_config(GenerationParams(max_tokens=24), int(input_ids.shape[1]))
+    config = model.generation_config(GenerationParams(max_tokens=CANARY_TOKENS), int(input_ids.shape[1]))
     config.repetition_penalty = 1.0  # the answer was recorded without it
     ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]
     return model.decode(ids)

@@ -14,6 +14,8 @@ from expert_router.errors import TrainingError
 from expert_router.training.unsloth import load_with_unsloth
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Quantization = Literal["none", "nf4"]
@@ -25,6 +27,15 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     accelerator: Accelerator = "none"
+
+
+def template_ids(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, to_answer: bool
+) -> list[int]:
+    """A conversation as the base's chat template words it; ``to_answer`` ends it where an answer begins."""
+    text = tokenizer.apply_chat_template(list(turns), add_generation_prompt=to_answer, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def load_base(

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from expert_router.weights import Canary
+from expert_router.training.base import template_ids
+from expert_router.weights import CANARY_TOKENS, Canary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
-MOST_TOKENS = 20
-"""The engines ask for 24."""
+MOST_TOKENS = CANARY_TOKENS - 4
+"""A tokenizer may cut the same words otherwise when they are asked for."""
 LEAST_TOKENS = 4
 HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer makes of the first bytes of a character whose others are not there."""
@@ -31,10 +32,7 @@ def record_canary(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Seque
     model.eval()
     sure = []
     for prompt in prompts:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-        )
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = template_ids(tokenizer, [{"role": "user", "content": prompt}], to_answer=True)
         tokens, least = _sure_tokens(model, ids, tokenizer.eos_token_id)
         with model.disable_adapter():
             differs = _likeliest(model, [*ids, *tokens])[len(ids) - 1 : -1] != tokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from expert_router.training.base import template_ids
 from expert_router.training.expert import conversation
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def layer_influences(base: Base, examples: Sequence[Example], *, progress: bool)
     try:
         for example in tqdm(examples, desc="influence", unit="prompt", disable=None if progress else True):
             turns = [*conversation(example), {"role": "assistant", "content": example.answer}]
-            text = base.tokenizer.apply_chat_template(turns, tokenize=False)
-            ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = template_ids(base.tokenizer, turns, to_answer=False)
             with torch.no_grad():
                 model(torch.tensor([ids], device=model.device))
             tokens += len(ids)

@@ -15,6 +15,7 @@ import openvino as ov
 import torch
 from peft import PeftModel
 
+from expert_router.training.base import template_ids
 from expert_router.training.expert import conversation
 
 if TYPE_CHECKING:
@@ -89,7 +90,5 @@ def check_parity(base: Base, adapter: Path, served: Path, examples: Iterable[Exa
 
 def _tokens(base: Base, example: Example) -> tuple[list[int], int]:
     """Prompt and answer, and where the answer starts."""
-    turns = conversation(example)
-    prompt = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    ids = base.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = template_ids(base.tokenizer, conversation(example), to_answer=True)
     return ids + base.tokenizer(example.answer, add_special_tokens=False)["input_ids"], len(ids)

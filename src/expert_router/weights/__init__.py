@@ -7,6 +7,7 @@ size and sha256 ever gets that name.
 
 from expert_router.weights.fetch import FileCheck, ensure_model, verify_model
 from expert_router.weights.lock import (
+    CANARY_TOKENS,
     Canary,
     HubSource,
     LockedFile,
@@ -19,6 +20,7 @@ from expert_router.weights.lock import (
 )
 
 __all__ = [
+    "CANARY_TOKENS",
     "Canary",
     "FileCheck",
     "HubSource",

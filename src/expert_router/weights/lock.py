@@ -166,6 +166,10 @@ class LockedFile:
             raise ValueError(f"the only part of {self.name} must have the file's sha256")
 
 
+CANARY_TOKENS = 24
+"""So much of an answer is asked for; what is recorded must be shorter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
     """How a language model that was loaded right answers ``prompt``, decoded greedily: with ``answer`` first."""
