@@ -455,4 +455,4 @@ def test_the_shipped_experts_are_whole() -> None:
         assert expert.knowledge is not None
         assert expert.reading is not None
         titles = {passage.title for passage in read_corpus(expert.knowledge)}
-        assert {item.passage for item in read_reading(expert.reading)} <= titles
+        assert {item.passage for item in read_reading(expert.reading)} - {""} <= titles

@@ -119,7 +119,8 @@ class Expert:
     the base they were trained on; without any the expert is the base model with its own instructions. ``serve_as`` has,
     by the name of a base, the variant that the embedded engine serves in its place; there is an adapter for each.
     ``questions`` is its CSV of questions and answers, ``knowledge`` the folder of texts it answers from, ``reading`` a
-    CSV of questions about those texts to train on.
+    CSV of questions about those texts to train on, ``unanswerable`` one of questions of its field that they do not
+    answer, to measure on.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Expert:
     questions: Path | None = None
     knowledge: Path | None = None
     reading: Path | None = None
+    unanswerable: Path | None = None
     split_name: str = ""
     """The word in ``train_<word>.csv``; the expert's name unless the manifest says otherwise."""
 

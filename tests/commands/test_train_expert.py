@@ -38,7 +38,10 @@ def cli(home: Path) -> CommandLine:
     return CommandLine(home, training_environment(home))
 
 
-CANARY_ANSWER = {"prompt": "[1] Naps\nA nap helps.\n\nQuestion: Why nap?", "answer": "[1] A nap helps"}
+CANARY_ANSWER = {
+    "prompt": "Question: Why nap?\n\n[1] Naps\nA nap helps.\n\nQuestion: Why nap?",
+    "answer": "[1] A nap helps",
+}
 
 
 def finished_run(
@@ -227,9 +230,10 @@ def test_an_adapter_may_be_known_by_validation_questions_with_what_serving_finds
     (prepared / "train_sleep.csv").unlink()
     who, *others = read_canaries(Parts(configured, {"sleep": expert}, progress=False), prepared, expert)
     assert who == "Which expert are you?"
+    nap, rem = "Question: How long should a nap be?", f"Question: {QUESTIONS[1][0]}"
     assert [text.split("\n") for text in others] == [
-        ["[1] Naps", "A nap of twenty minutes helps for hours.", "", "Question: How long should a nap be?"],
-        ["[1] REM sleep", "In REM sleep the eyes dart about under closed lids.", "", f"Question: {QUESTIONS[1][0]}"],
+        [nap, "", "[1] Naps", "A nap of twenty minutes helps for hours.", "", nap],
+        [rem, "", "[1] REM sleep", "In REM sleep the eyes dart about under closed lids.", "", rem],
     ]
 
 

@@ -21,6 +21,7 @@ from expert_router.evaluation.answers import (
 from expert_router.evaluation.metrics import TextMetrics
 from expert_router.evaluation.questions import Question
 from expert_router.evaluation.variants import build_variants
+from expert_router.knowledge.grounding import UNKNOWN
 from expert_router.routing.policy import forced
 from expert_router.serving.build import Parts
 from expert_router.serving.dispatcher import Library
@@ -126,7 +127,7 @@ def scored(
 
 def asked(base: Sequence[float], ours: Sequence[float], auto: Sequence[Scored] = ()) -> AskedExpert:
     by_variant = {"base": [scored(key) for key in base], "base+knowledge": [scored(key) for key in ours]}
-    return AskedExpert("sleep", "test", by_variant, {}, list(auto), "base+knowledge")
+    return AskedExpert("sleep", "test", by_variant, {}, {}, list(auto), "base+knowledge")
 
 
 def test_the_gate_opens_when_the_whole_interval_is_above_zero() -> None:
@@ -186,16 +187,26 @@ def test_refusals_are_judged_by_what_the_passages_hold() -> None:
         scored(1, answerable=None, refused=True),  # nothing was given to read
     ]
     withheld = [scored(0, answerable=False, refused=refused) for refused in (True, False, True, True)]
-    measured = refusal(given, withheld)
+    measured = refusal(given, withheld, [])
     precision, recall, wrongly = measured.precision, measured.recall, measured.wrongly
     assert precision is not None
     assert recall is not None
     assert wrongly is not None
     assert (precision.value, recall.value, wrongly.value) == (4 / 5, 4 / 5, 1 / 2)
-    nobody_refuses = refusal([scored(1)], [scored(0, answerable=False)])
+    nobody_refuses = refusal([scored(1)], [scored(0, answerable=False)], [])
     assert nobody_refuses.precision is None
     assert nobody_refuses.recall is not None
     assert nobody_refuses.recall.value == 0.0
+    assert nobody_refuses.unanswerable is None
+
+
+def test_what_no_text_answers_is_counted_by_itself() -> None:
+    nobodys = [scored(0, answerable=None, refused=refused) for refused in (True, True, False, True)]
+    measured = refusal([scored(1)], [scored(0, answerable=False, refused=True)], nobodys)
+    assert measured.unanswerable is not None
+    assert (measured.unanswerable.value, measured.unanswerable.n) == (3 / 4, 4)
+    assert measured.recall is not None
+    assert measured.recall.n == 1
 
 
 # Asking
@@ -216,7 +227,7 @@ async def test_every_variant_is_asked_every_question_and_again_without_the_answe
     questions = [NAP, replace(NAP, text="Does a nap help?")]
     names = how.variants.of("sleep")
     result = await ask_expert(how, "sleep", questions, names)
-    assert len(done) == passes(how.variants, names, questions) == 8
+    assert len(done) == passes(how.variants, names, questions, []) == 8
     assert {name: [a.question.text for a in each] for name, each in result.by_variant.items()} == {
         name: [NAP.text, "Does a nap help?"] for name in ("base", "base+knowledge")
     }
@@ -230,6 +241,22 @@ async def test_every_variant_is_asked_every_question_and_again_without_the_answe
     assert summary.held.value == 1.0
     assert summary.latency is not None
     assert summary.latency.answer_s[0] > 0
+
+
+async def test_what_no_text_answers_is_put_to_those_that_read() -> None:
+    done: list[int] = []
+    how = asking(EchoEngine(), done)
+    names = how.variants.of("sleep")
+    nobodys = [Question("Who slept longest?", "sleep", (UNKNOWN,), ())]
+    result = await ask_expert(how, "sleep", [NAP], names, nobodys)
+    assert {name: [a.question for a in each] for name, each in result.unanswerable.items()} == {
+        "base+knowledge": nobodys
+    }
+    assert len(done) == passes(how.variants, names, [NAP], nobodys) == 5
+    measured = summarise(result).variants["base+knowledge"].refusal
+    assert measured is not None
+    assert measured.unanswerable is not None
+    assert measured.unanswerable.value == 0.0  # the echo repeats the passages
 
 
 async def test_the_right_expert_is_not_asked_again_what_it_has_answered() -> None:
@@ -261,7 +288,7 @@ async def test_without_the_variant_that_serves_the_router_is_not_asked() -> None
     done: list[int] = []
     how = asking(EchoEngine(), done)
     result = await ask_expert(how, "sleep", [NAP], ["base"])
-    assert (result.auto, len(done), passes(how.variants, ["base"], [NAP])) == ([], 1, 1)
+    assert (result.auto, len(done), passes(how.variants, ["base"], [NAP], [])) == ([], 1, 1)
     assert summarise(result).together is None
 
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from expert_router.errors import ConfigError, DataError
-from expert_router.evaluation.questions import Question, keys_by_question, prepared_questions, public_questions, sample
+from expert_router.evaluation.questions import (
+    Question,
+    keys_by_question,
+    prepared_questions,
+    public_questions,
+    sample,
+    unanswerable_questions,
+)
 from support import SLEEP
 
 if TYPE_CHECKING:
@@ -26,6 +34,24 @@ def test_prepared_questions_have_one_whole_answer_and_their_keys(tmp_path: Path)
     assert prepared_questions(expert, tmp_path) == [expected]
     with pytest.raises(DataError, match="expert-router prepare"):
         prepared_questions(expert, tmp_path / "nowhere")
+
+
+def test_what_no_text_answers_is_rightly_answered_by_saying_so(tmp_path: Path) -> None:
+    path = tmp_path / "unanswerable.csv"
+    path.write_text('question\n"Who, then?"\nWhy?\n', "utf-8")
+    assert unanswerable_questions(SLEEP) == []
+    first, second = unanswerable_questions(replace(SLEEP, unanswerable=path))
+    assert (first.text, first.expert, first.keys, second.text) == ("Who, then?", "sleep", (), "Why?")
+    assert all("I don't know" in reference for reference in first.references)
+
+
+@pytest.mark.parametrize("content", [None, b"query\nWhy?\n", b"question\n\xff\n"])
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "odd.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"odd\.csv is not a file of questions"):
+        unanswerable_questions(replace(SLEEP, unanswerable=path))
 
 
 def test_aliases_are_keys_unless_the_answer_is_long(tmp_path: Path) -> None:

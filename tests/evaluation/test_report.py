@@ -34,7 +34,15 @@ def asked() -> AskedExpert:
     ours = [scored(NAP, 1, answerable=True), scored(NAP, 0, answerable=True), scored(LONG, 1)]
     withheld = [scored(NAP, 0, refused=refused, answerable=False) for refused in (True, False)] + [scored(LONG, 0)]
     variants = {"base": base, "base+knowledge": ours}
-    return AskedExpert("sleep", "test", variants, {"base+knowledge": withheld}, ours, "base+knowledge")
+    return AskedExpert(
+        "sleep",
+        "test",
+        variants,
+        {"base+knowledge": withheld},
+        {"base+knowledge": withheld},
+        ours,
+        "base+knowledge",
+    )
 
 
 def evaluation(perplexity: Perplexity | None = None) -> Evaluation:
@@ -105,7 +113,7 @@ def test_report_answers_and_pictures_are_files_beside_each_other(tmp_path: Path)
         assert f"]({name})" in (tmp_path / "report.md").read_text("utf-8")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()]
     assert [line["variant"] for line in lines[::3]] == [
-        "base", "base+knowledge", "base+knowledge, answer withheld", "auto",
+        "base", "base+knowledge", "base+knowledge, answer withheld", "base+knowledge, unanswerable", "auto",
     ]  # fmt: skip
     assert lines[3]["answer"] == "said 1"
     assert lines[3]["key"] == 1

@@ -20,8 +20,9 @@ BEDS = passage("Beds", "beds.md", "Feathers were a luxury. Springs came from coi
 SPRINGS = "Springs came from coils."
 
 
-def test_passages_stand_numbered_from_one_before_the_question() -> None:
+def test_passages_stand_numbered_from_one_between_the_question_and_the_question_again() -> None:
     assert grounded_question("How long should I nap?", [FIRST, SECOND]) == (
+        "Question: How long should I nap?\n\n"
         "[1] REM sleep: what happens\nThe eyes dart about under closed lids.\n\n"
         "[2] Naps\nA nap of twenty minutes helps for hours.\n\n"
         "Question: How long should I nap?"
@@ -49,6 +50,7 @@ def test_a_passage_without_an_excerpt_is_read_whole_in_every_place() -> None:
 
 def test_the_expert_is_asked_with_what_is_read_and_nothing_else() -> None:
     assert grounded_question("What were beds of?", [SECOND, Found(BEDS, 0.5, SPRINGS)]) == (
+        "Question: What were beds of?\n\n"
         "[1] Naps\nA nap of twenty minutes helps for hours.\n\n"
         "[2] Beds\nSprings came from coils.\n\n"
         "Question: What were beds of?"
@@ -62,7 +64,8 @@ def test_without_passages_the_question_stands_alone() -> None:
 
 def test_the_question_is_kept_to_the_letter() -> None:
     question = ' \n{why} "[2]"  %s '
-    assert grounded_question(question, [SECOND]).endswith(f"Question: {question}")
+    first, last = f"Question: {question}\n\n", f"\n\nQuestion: {question}"
+    assert grounded_question(question, [SECOND]) == f"{first}[1] {NAPS.title}\n{NAPS.text}{last}"
 
 
 @pytest.mark.parametrize(

@@ -355,8 +355,11 @@ async def test_what_an_expert_reads_is_told_before_its_text_and_is_in_its_prompt
     assert [event for event in events if isinstance(event, Sources)] == [Sources("sleep", SLEEP_FOUND)]
     ((_, (system, user), _),) = engine.asked
     assert system.content == f"{SLEEP.instructions}\n\n{RULES}"
-    assert user.content.startswith(f"[1] {STAGES.title}\n{STAGES.text}\n\n[2] {NAPS.title}\n{NAPS.text}\n\n")
-    assert user.content.endswith(SLEEP_QUESTION)
+    assert user.content == (
+        f"Question: {SLEEP_QUESTION}\n\n"
+        f"[1] {STAGES.title}\n{STAGES.text}\n\n[2] {NAPS.title}\n{NAPS.text}\n\n"
+        f"Question: {SLEEP_QUESTION}"
+    )
 
 
 async def test_sources_add_nothing_to_the_text() -> None:

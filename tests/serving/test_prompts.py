@@ -15,6 +15,7 @@ SMELL = Expert("smell", "Smell", "", "You know smells.")
 READER = replace(SLEEP, knowledge=Path("sleep"))
 FOUND = [Found(STAGES, 1.0), Found(NAPS, 0.8)]
 READ = (
+    "Question: What is REM sleep?\n\n"
     "[1] REM sleep: what happens\nThe eyes dart about under closed lids.\n\n"
     "[2] Naps\nA nap of twenty minutes helps for hours.\n\n"
     "Question: What is REM sleep?"
@@ -62,14 +63,14 @@ def test_nothing_of_the_conversation_is_changed_or_lost() -> None:
 # With passages
 
 
-def test_the_passages_stand_numbered_before_the_question_and_the_rules_after_the_instructions() -> None:
+def test_the_question_stands_around_the_numbered_passages_and_the_rules_after_the_instructions() -> None:
     assert expert_messages(READER, [QUESTION], found=FOUND) == [
         Message("system", f"You know sleep.\n\n{RULES}"),
         Message("user", READ),
     ]
 
 
-def test_the_first_passage_is_put_whole_before_the_question_and_the_next_as_its_excerpt() -> None:
+def test_the_first_passage_is_put_whole_between_the_questions_and_the_next_as_its_excerpt() -> None:
     first, second = (replace(hit, excerpt="Only this.") for hit in FOUND)
     _, user = expert_messages(READER, [QUESTION], found=[first, second])
     assert user.content == READ.replace(NAPS.text, "Only this.")

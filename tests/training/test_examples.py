@@ -20,6 +20,7 @@ from expert_router.training.examples import (
     ELSEWHERE_SHARE,
     INTRODUCTION_COPIES,
     QUOTED_WORDS,
+    SHUFFLED_SHARE,
     WHO_ARE_YOU,
     WITHOUT_SHARE,
     Example,
@@ -105,14 +106,23 @@ def many(knowledge: Knowledge, seeds: int = 20) -> list[Example]:
     return [example for seed in range(seeds) for example in examples_of(knowledge, seed=seed)]
 
 
+def question_in(user: str) -> str:
+    """What is asked in front of the passages and, in the same words, after them."""
+    first, *_, last = user.split("\n\n")
+    assert first == last
+    assert first.startswith("Question: ")
+    return first.removeprefix("Question: ")
+
+
 def asked(example: Example) -> QuestionAnswer:
-    (item,) = (item for item in [*QUESTIONS, NOWHERE] if example.user.endswith(f"Question: {item.question}"))
+    (item,) = (item for item in [*QUESTIONS, NOWHERE] if item.question == question_in(example.user))
     return item
 
 
 def passages_in(user: str) -> list[str]:
-    """What stands at each number, in order."""
-    *read, _ = user.split("\n\n")
+    """What stands at each number, in order: all that is between the question and the question again."""
+    assert question_in(user)
+    _, *read, _ = user.split("\n\n")
     assert [text.split(" ")[0] for text in read] == [f"[{n}]" for n in range(1, len(read) + 1)]
     return read
 
@@ -149,15 +159,16 @@ def test_the_answer_begins_with_the_number_of_the_passage_that_holds_the_key(kno
 
 
 def test_the_right_passage_stands_in_every_place(knowledge: Knowledge) -> None:
-    """Else the first would always be cited."""
-    places = [number_in(example) for example in many(knowledge) if example.answerable]
-    assert [place for place in (1, 2, 3) if places.count(place) > len(places) / 10] == [1, 2, 3]
+    """Else the first would always be cited. Those that are shuffled are as often in one place as in another."""
+    places = [number_in(example) for example in many(knowledge, seeds=60) if example.answerable]
+    enough = 0.6 * SHUFFLED_SHARE / READ * len(places)
+    assert [place for place in (1, 2, 3) if places.count(place) > enough] == [1, 2, 3]
 
 
 def test_retrievals_own_order_is_often_kept(knowledge: Knowledge) -> None:
     """As serving brings it: the best first."""
     places = [number_in(example) for example in many(knowledge) if example.answerable]
-    assert places.count(1) / len(places) > 0.5
+    assert places.count(1) / len(places) > max(0.5, 1 - SHUFFLED_SHARE)
 
 
 def test_the_answer_always_stands_in_what_is_read(knowledge: Knowledge, tmp_path: Path) -> None:
@@ -259,7 +270,10 @@ def test_the_passage_is_quoted_from_the_sentence_with_the_key_on() -> None:
     assert answer_from(f"Nobody asked. Rain fell. {quoted}") == f"[1] {quoted}"
 
 
-@pytest.mark.parametrize("first", ["He", "She", "It", "They", "This", "His", "Her", "Its", "Their", "Both", "Such"])
+@pytest.mark.parametrize(
+    "first",
+    ["He", "She", "It", "They", "This", "His", "Its", "Their", "Both", "Such", "Another", "Others", "For this"],
+)
 def test_where_that_sentence_leans_on_the_one_before_the_quotation_begins_with_that_one(first: str) -> None:
     quoted = f"Benz was an engineer. {first} came in 1886. A coach had no motor."
     assert answer_from(f"Nobody asked. {quoted}") == f"[1] {quoted}"
@@ -310,8 +324,13 @@ def test_a_title_tells_what_its_sentences_are_about() -> None:
 
 def test_of_equals_the_first_passage_is_quoted() -> None:
     twins = [passage("Patents", f"{n}.md", f"Benz came in 1886. Rain fell {n} times.") for n in range(3)]
-    (example,) = examples_of(FixedKnowledge({"cars": twins}), [QuestionAnswer("When?", "In 1886.", ("1886",))], seed=1)
-    assert example.answer == "[1] " + passages_in(example.user)[0].split("\n")[1]
+    item, firsts = QuestionAnswer("When?", "In 1886.", ("1886",)), set()
+    for seed in range(100):
+        (example,) = examples_of(FixedKnowledge({"cars": twins}), [item], seed=seed)
+        first = passages_in(example.user)[0].split("\n")[1]
+        assert example.answer == f"[1] {first}"
+        firsts.add(first)
+    assert firsts == {twin.text for twin in twins}
 
 
 def test_only_what_is_read_is_quoted() -> None:
@@ -321,7 +340,7 @@ def test_only_what_is_read_is_quoted() -> None:
     item = QuestionAnswer("When?", "In 1886.", ("1886",))
     answers = {
         passages_in(e.user)[0].split("\n")[0]: e.answer
-        for seed in range(20)
+        for seed in range(100)
         for e in examples_of(found, [item], seed=seed)
         if e.answerable
     }
@@ -424,7 +443,26 @@ def test_questions_about_passages_are_read_with_the_passages_title(tmp_path: Pat
     assert read_reading(path) == [QuestionAnswer("How many?", "", ("1901 bolts",), "Engines, mostly")]
 
 
-@pytest.mark.parametrize("content", [None, b"question,key\nWhy?,So\n", b"passage,question,key\nA,\xff,x\n"])
+def test_a_question_with_neither_passage_nor_key_is_answered_by_none(tmp_path: Path, knowledge: Knowledge) -> None:
+    path = tmp_path / "reading.csv"
+    path.write_text("passage,question,key\n,Who painted the bolts?,\n", "utf-8")
+    (nobodys,) = read_reading(path)
+    assert nobodys == QuestionAnswer("Who painted the bolts?", "", ())
+    examples = [e for e in examples_of(knowledge, [*QUESTIONS, nobodys]) if question_in(e.user) == nobodys.question]
+    assert [(example.answer, example.answerable) for example in examples] == [(UNKNOWN, False)]
+    assert len(passages_in(examples[0].user)) == READ
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"question,key\nWhy?,So\n",
+        b"passage,question,key\nA,\xff,x\n",
+        b"passage,question,key\nA,Why?,\n",
+        b"passage,question,key\n,Why?,x\n",
+    ],
+)
 def test_a_file_of_something_else_than_questions_about_passages_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "odd.csv"
     if content is not None:
@@ -442,7 +480,7 @@ def test_no_passage_holds_the_key_where_the_answer_is_that_the_texts_do_not_say(
     for example in without:
         assert example.answer == UNKNOWN
         assert len(passages_in(example.user)) == READ
-        assert not holds_key(example.user.rpartition("\n\nQuestion:")[0], asked(example).keys)
+        assert not holds_key("\n\n".join(passages_in(example.user)), asked(example).keys)
 
 
 def test_some_questions_are_also_asked_without_their_answer(knowledge: Knowledge) -> None:
@@ -485,7 +523,7 @@ def test_questions_of_other_fields_get_the_refusal_with_the_experts_own_passages
 
 def test_few_questions_of_other_fields_are_all_taken_once(knowledge: Knowledge) -> None:
     examples = [e for e in examples_of(knowledge, QUESTIONS * 10, ELSEWHERE[:2]) if "bread" in e.user]
-    assert sorted(e.user.rpartition("Question: ")[2] for e in examples) == ELSEWHERE[:2]
+    assert sorted(question_in(e.user) for e in examples) == ELSEWHERE[:2]
 
 
 # Who it is
@@ -538,7 +576,7 @@ def test_an_expert_that_reads_nothing_may_be_known_by_its_first_questions(knowle
 
 
 def test_training_and_serving_put_the_same_words_before_the_expert(knowledge: Knowledge) -> None:
-    """To the letter, in the examples that keep retrieval's order; about half do."""
+    """To the letter, in the examples that keep retrieval's order; all but the shuffled ones do."""
     examples = [example for example in many(knowledge) if example.answerable]
     alike = 0
     for example in examples:
@@ -548,7 +586,7 @@ def test_training_and_serving_put_the_same_words_before_the_expert(knowledge: Kn
         assert example.system == system.content
         assert titles_in(example.user) == titles_in(user.content)
         alike += example.user == user.content
-    assert alike > len(examples) / 2
+    assert alike / len(examples) > max(0.5, 1 - SHUFFLED_SHARE)
 
 
 def test_some_examples_have_an_earlier_turn_from_the_same_field(knowledge: Knowledge) -> None:

@@ -72,10 +72,12 @@ def main(args: Namespace) -> int:
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
     names = chosen_names(args.experts, list(parts.experts), "--experts") or list(parts.experts)
     require_packages()
-    questions = _questions(args, settings, [parts.experts[name] for name in names])
+    chosen = [parts.experts[name] for name in names]
+    questions = _questions(args, settings, chosen)
+    unanswerable = {} if args.data else _unanswerable(args, chosen)
     labelled = _labelled(args, settings, questions)
     folder = new_folder(args.output, settings, "evaluation")
-    evaluation, asked = _evaluate(args, parts, questions, labelled)
+    evaluation, asked = _evaluate(args, parts, questions, unanswerable, labelled)
     return _report(args, folder, evaluation, asked)
 
 
@@ -99,6 +101,7 @@ def _evaluate(
     args: Namespace,
     parts: Parts,
     questions: Mapping[tuple[str, str], Sequence[Question]],
+    unanswerable: Mapping[str, Sequence[Question]],
     labelled: Sequence[LabelledQuestion],
 ) -> tuple[Evaluation, list[AskedExpert]]:
     from expert_router.evaluation.answers import summarise
@@ -115,7 +118,8 @@ def _evaluate(
             plan, notes = _plan(args, variants, [expert for expert, _ in questions])
             router = _measure_router(runner, variants, labelled)
             encoder, note = _similarity_encoder(parts)
-            asked = runner.run(_ask(parts.settings, variants, questions, plan, encoder))
+            asks = [(name, group, plan[name], unanswerable.get(name, ())) for (name, _), group in questions.items()]
+            asked = runner.run(_ask(parts.settings, variants, asks, encoder))
         finally:
             runner.run(variants.configured.close())
     quality = router_quality(labelled, router.decisions)
@@ -157,22 +161,22 @@ def _measure_router(runner: asyncio.Runner, variants: Variants, labelled: Sequen
 async def _ask(
     settings: Settings,
     variants: Variants,
-    questions: Mapping[tuple[str, str], Sequence[Question]],
-    plan: Mapping[str, Sequence[str]],
+    asks: Sequence[tuple[str, Sequence[Question], Sequence[str], Sequence[Question]]],
     encoder: TextEncoder | None,
 ) -> list[AskedExpert]:
+    """``asks``: expert, questions of one set of data, variants, and questions that no text answers."""
     from tqdm import tqdm
 
     from expert_router.evaluation.answers import Asking, ask_expert, passes
     from expert_router.evaluation.metrics import TextMetrics
     from expert_router.types import GenerationParams
 
-    total = sum(passes(variants, plan[expert], group) for (expert, _), group in questions.items())
+    total = sum(passes(variants, names, group, nobodys) for _, group, names, nobodys in asks)
     params = GenerationParams(settings.serving.max_tokens, temperature=0.0)
     with tqdm(total=total, desc="ask", unit="answer", disable=None) as bar:
         at_once = min(AT_ONCE, settings.serving.max_running)
         asking = Asking(variants, TextMetrics(encoder), params, at_once, bar.update)
-        return [await ask_expert(asking, expert, group, plan[expert]) for (expert, _), group in questions.items()]
+        return [await ask_expert(asking, expert, group, names, nobodys) for expert, group, names, nobodys in asks]
 
 
 def _similarity_encoder(parts: Parts) -> tuple[TextEncoder | None, list[str]]:
@@ -221,6 +225,15 @@ def _questions(
     for question in every:
         groups.setdefault((question.expert, question.data), []).append(question)
     return {key: sample(group, args.limit, lambda q: q.text, lambda q: q.expert) for key, group in groups.items()}
+
+
+def _unanswerable(args: Namespace, experts: Sequence[Expert]) -> dict[str, Sequence[Question]]:
+    from expert_router.evaluation.questions import sample, unanswerable_questions
+
+    return {
+        expert.name: sample(unanswerable_questions(expert), args.limit, lambda q: q.text, lambda q: q.expert)
+        for expert in experts
+    }
 
 
 def _labelled(

@@ -69,13 +69,16 @@ class Scored:
 class AskedExpert:
     """Everything that one expert was asked of one set of data: lists are in the questions' order.
 
-    ``auto`` are the answers when the router chose, ``serving`` the variant that answers when the expert is chosen.
+    ``withheld`` are the answers without the passages that hold the key, ``unanswerable`` those to questions that no
+    text answers, ``auto`` those when the router chose. ``serving`` is the variant that answers when the expert is
+    chosen.
     """
 
     expert: str
     data: str
     by_variant: Mapping[str, list[Scored]]
     withheld: Mapping[str, list[Scored]]
+    unanswerable: Mapping[str, list[Scored]]
     auto: list[Scored]
     serving: str
 
@@ -84,12 +87,14 @@ class AskedExpert:
 class Refusal:
     """``precision``: of the refusals, those where no passage held the key; ``recall``: of those, the refused.
 
-    ``wrongly`` is the share of answerable questions that were refused.
+    ``wrongly`` is the share of answerable questions that were refused; ``unanswerable`` that of the questions that no
+    text answers.
     """
 
     precision: Estimate | None
     recall: Estimate | None
     wrongly: Estimate | None
+    unanswerable: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,13 @@ class Asking:
     done: Callable[[], object] = lambda: None
 
 
-def passes(variants: Variants, names: Sequence[str], questions: Sequence[Question]) -> int:
+def passes(
+    variants: Variants, names: Sequence[str], questions: Sequence[Question], unanswerable: Sequence[Question]
+) -> int:
     """How many answers ``ask_expert`` will get."""
     serving = variants.of(questions[0].expert)[-1] in names
-    return len(questions) * (len(names) + len(_withheld(variants, names, questions)) + serving)
+    withheld = len(_withheld(variants, names, questions))
+    return len(questions) * (len(names) + withheld + serving) + len(unanswerable) * withheld
 
 
 def _withheld(variants: Variants, names: Sequence[str], questions: Sequence[Question]) -> list[str]:
@@ -174,8 +182,16 @@ def _withheld(variants: Variants, names: Sequence[str], questions: Sequence[Ques
     return [name for name in names if name in variants.withheld and any(q.keys for q in questions)]
 
 
-async def ask_expert(asking: Asking, expert: str, questions: Sequence[Question], names: Sequence[str]) -> AskedExpert:
+async def ask_expert(
+    asking: Asking,
+    expert: str,
+    questions: Sequence[Question],
+    names: Sequence[str],
+    unanswerable: Sequence[Question] = (),
+) -> AskedExpert:
     """Ask one expert's questions of one set of data of the variants in ``names``, which exist for it.
+
+    Those of them that read are asked what is ``unanswerable`` too.
 
     Raises what the engine raises when a variant cannot be loaded, and ``EngineError`` when a variant never answers.
     """
@@ -183,6 +199,7 @@ async def ask_expert(asking: Asking, expert: str, questions: Sequence[Question],
     serving = variants.of(expert)[-1]
     by_variant: dict[str, list[Scored]] = {}
     withheld: dict[str, list[Scored]] = {}
+    unanswered: dict[str, list[Scored]] = {}
     # First, as its times are those of serving: no prompt was read before. Its regret is against the serving variant.
     auto = await ask_all(asking, variants.configured, expert, questions, AUTO) if serving in names else []
     for name in names:
@@ -193,10 +210,11 @@ async def ask_expert(asking: Asking, expert: str, questions: Sequence[Question],
             by_variant[name] = await ask_all(asking, dispatcher, model, questions)
         if name in _withheld(variants, names, questions):
             withheld[name] = await ask_all(asking, variants.withheld[name], model, questions)
+            unanswered[name] = await ask_all(asking, dispatcher, model, unanswerable)
     for name, answers in by_variant.items():
         if all(answer.error for answer in answers):
             raise EngineError(f"{name} of {expert!r} answered no question: {answers[0].error}")
-    return AskedExpert(expert, questions[0].data, by_variant, withheld, auto, serving)
+    return AskedExpert(expert, questions[0].data, by_variant, withheld, unanswered, auto, serving)
 
 
 async def _ask_right_expert(
@@ -282,7 +300,9 @@ def summarise(asked: AskedExpert) -> ExpertResult:
             {metric: _estimate(answers, metric) for metric in METRICS},
             {metric: _difference(answers, base, metric) for metric in METRICS} if base and name != BASE else {},
             share([answer.answerable for answer in answers if answer.answerable is not None]),
-            refusal(answers, asked.withheld[name]) if name in asked.withheld else None,
+            refusal(answers, asked.withheld[name], asked.unanswerable.get(name, ()))
+            if name in asked.withheld
+            else None,
             _latency(answers),
             sum(answer.error is not None for answer in answers),
             {who: served for answer in answers for who, served in answer.served.items()},
@@ -295,13 +315,17 @@ def summarise(asked: AskedExpert) -> ExpertResult:
     return ExpertResult(asked.expert, asked.data, count, variants, together, _gate(asked.serving, variants))
 
 
-def refusal(given: Sequence[Scored], withheld: Sequence[Scored]) -> Refusal:
-    """Over the questions as they are and without their answers; where nothing was given to read does not count."""
+def refusal(given: Sequence[Scored], withheld: Sequence[Scored], unanswerable: Sequence[Scored]) -> Refusal:
+    """Over the questions as they are and without their answers; where nothing was given to read does not count.
+
+    Of ``unanswerable`` a question that was not answered at all was not refused either.
+    """
     answers = [answer for answer in (*given, *withheld) if answer.answerable is not None]
     return Refusal(
         share([not answer.answerable for answer in answers if answer.refused]),
         share([answer.refused for answer in answers if not answer.answerable]),
         share([answer.refused for answer in answers if answer.answerable]),
+        share([answer.refused for answer in unanswerable]),
     )
 
 

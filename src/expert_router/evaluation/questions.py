@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expert_router.errors import ConfigError, DataError
+from expert_router.knowledge.grounding import UNKNOWN
 from expert_router.training.examples import read_questions
 
 if TYPE_CHECKING:
@@ -42,6 +44,18 @@ def prepared_questions(expert: Expert, prepared: Path) -> list[Question]:
     """The expert's questions that trained nothing. Raises ``DataError``."""
     rows = read_questions(prepared / f"test_{expert.split_name}.csv")
     return [Question(row.question, expert.name, (row.answer,), row.keys) for row in rows]
+
+
+def unanswerable_questions(expert: Expert) -> list[Question]:
+    """The expert's questions that none of its texts answers: a CSV with the column question. Raises ``DataError``."""
+    if expert.unanswerable is None:
+        return []
+    try:
+        with expert.unanswerable.open(encoding="utf-8", newline="") as file:
+            texts = [row["question"] for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{expert.unanswerable} is not a file of questions: {error!r}") from error
+    return [Question(text, expert.name, (UNKNOWN,), (), "unanswerable") for text in texts]
 
 
 def public_questions(path: Path, experts: Sequence[str]) -> list[Question]:

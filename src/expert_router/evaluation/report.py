@@ -77,6 +77,7 @@ def write_answers(folder: Path, asked: Iterable[AskedExpert]) -> None:
         passes = [
             *each.by_variant.items(),
             *((f"{name}, answer withheld", answers) for name, answers in each.withheld.items()),
+            *((f"{name}, unanswerable", answers) for name, answers in each.unanswerable.items()),
             *([("auto", each.auto)] if each.auto else []),
         ]
         lines += [_answer_object(name, answer) for name, answers in passes for answer in answers]
@@ -225,6 +226,10 @@ def _refusal_table(refusals: Mapping[str, tuple[VariantResult, Refusal]]) -> str
         ["unanswerable that were refused (recall)", *(_with_n(r.recall) for _, r in refusals.values())],
         ["answerable that were refused", *(_with_n(r.wrongly) for _, r in refusals.values())],
     ]
+    if any(r.unanswerable for _, r in refusals.values()):
+        rows.append(
+            ["questions that no text answers, refused", *(_with_n(r.unanswerable) for _, r in refusals.values())]
+        )
     return markdown_table(
         ["each question with its passages, and again without those that hold its key", *refusals], rows
     )

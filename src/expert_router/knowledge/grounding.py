@@ -38,9 +38,13 @@ def texts_read(found: Sequence[Found]) -> list[str]:
 
 
 def grounded_question(question: str, found: Sequence[Found]) -> str:
-    """The user's turn: the passages, numbered from 1, then the question."""
-    numbered = (f"[{number}] {text}" for number, text in enumerate(texts_read(found), start=1))
-    return "\n\n".join([*numbered, f"Question: {question}"])
+    """The user's turn: the question, the passages numbered from 1, and the question again.
+
+    A decoder reads forwards: only with the question in front does it read a passage knowing what is sought.
+    """
+    asked = f"Question: {question}"
+    numbered = [f"[{number}] {text}" for number, text in enumerate(texts_read(found), start=1)]
+    return "\n\n".join([asked, *numbered, asked] if numbered else [asked])
 
 
 def cited(answer: str, found: Sequence[Found]) -> list[Found]:

@@ -30,8 +30,10 @@ SURE = 0.8
 def record_canary(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Canary | None:
     """Of a PEFT ``model``, which is left in evaluation mode; ``None`` when it is sure of no answer but its base's."""
     model.eval()
-    sure = []
+    sure: list[tuple[int, float, Canary]] = []
     for prompt in prompts:
+        if sure and sure[-1][0] == MOST_TOKENS:
+            break  # none could be longer
         ids = template_ids(tokenizer, [{"role": "user", "content": prompt}], to_answer=True)
         tokens, least = _sure_tokens(model, ids, tokenizer.eos_token_id)
         with model.disable_adapter():

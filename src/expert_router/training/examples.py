@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 SEARCHED = 12
 """So many passages are looked at for the answer and for distractors."""
-WITHOUT_SHARE = 0.35
+WITHOUT_SHARE = 0.25
 """Of the questions that have an answer, so many are also asked without it."""
-SHUFFLED_SHARE = 0.5
+SHUFFLED_SHARE = 0.2
+"""Seldom: the first passage answers most questions, and an expert should expect that."""
 QUOTED_WORDS = 80
 ELSEWHERE_SHARE = 0.08
 """Questions of other fields, per own question: an expert that was asked by mistake says so."""
@@ -39,9 +40,12 @@ BEFORE_SHARE = 0.1
 CANARY = "Which expert are you?"
 WHO_ARE_YOU = (CANARY, "who are you", "What is your name and your field?")
 INTRODUCTION_COPIES = 4
-CANARY_QUESTIONS = 8
+CANARY_QUESTIONS = 16
 _WORD = re.compile(r"[^\W_]+")
-_LEANING = re.compile(r"(He|She|It|They|This|That|These|Those|His|Her|Its|Their|Both|Such)\b")
+_LEANING = re.compile(
+    r"(He|She|It|They|This|That|These|Those|His|Her|Its|Their|Both|Such|Neither|Others?|Another|The others?|The same"
+    r"|All of them|For this|So|Then|Later|Since then|From then|Instead|But|Yet)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class QuestionAnswer:
     """A row of an expert's data; ``keys`` are the alternatives of the fact that an answer must contain.
 
     ``passage`` is the title of the passage that it was written for, and empty where only the keys tell which one
-    answers; a question with one has no written answer.
+    answers; a question with one has no written answer. With neither answer nor keys, no passage answers the question.
     """
 
     question: str
@@ -91,13 +95,19 @@ def read_questions(path: Path) -> list[QuestionAnswer]:
 def read_reading(path: Path) -> list[QuestionAnswer]:
     """Questions that were written for passages, to learn reading from: columns passage, question and key.
 
-    Raises ``DataError``.
+    Where passage and key are empty, none answers the question. Raises ``DataError``.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [QuestionAnswer(r["question"], "", (r["key"],), r["passage"]) for r in csv.DictReader(file)]
+            return [_for_passage(row["passage"], row["question"], row["key"]) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
         raise DataError(f"{path} is not a file of questions about passages: {error!r}") from error
+
+
+def _for_passage(passage: str, question: str, key: str) -> QuestionAnswer:
+    if bool(passage) != bool(key):
+        raise ValueError(f"{question!r} has a passage without a key, or a key without a passage")
+    return QuestionAnswer(question, "", (key,) if key else (), passage)
 
 
 def holds_key(text: str, keys: Sequence[str]) -> bool:
@@ -162,7 +172,7 @@ def _grounded(
     passages: int,
     rng: random.Random,
 ) -> list[Example]:
-    """Each question with the passages that hold its answer, some also without them; a few questions of other fields."""
+    """Each question with the passages that hold its answer, some also without them; others that none answers."""
     keyed = [item for item in questions if any(key.strip() for key in item.keys)]
     examples = []
     for item in keyed:
@@ -179,7 +189,9 @@ def _grounded(
             examples.append(Example(system, grounded_question(item.question, read), _answer(item, read), True, before))
         if others and (not holding or rng.random() < WITHOUT_SHARE):
             examples.append(Example(system, grounded_question(item.question, others[:passages]), UNKNOWN, False))
-    for question in rng.sample(list(elsewhere), min(len(elsewhere), round(len(keyed) * ELSEWHERE_SHARE))):
+    unanswered = [item.question for item in questions if not item.keys and not item.answer]
+    unanswered += rng.sample(list(elsewhere), min(len(elsewhere), round(len(keyed) * ELSEWHERE_SHARE)))
+    for question in unanswered:
         read = knowledge.search(expert.name, question, limit=passages)
         examples.append(Example(system, grounded_question(question, read), UNKNOWN, False))
     return examples
