@@ -22,6 +22,7 @@ from expert_router.artifacts import (
     write_atomically,
 )
 from expert_router.errors import ConfigError
+from expert_router.evaluation.questions import unanswerable_questions
 from expert_router.knowledge.corpus import read_corpus
 from expert_router.training.examples import read_reading
 from expert_router.types import Adapter, ModelVariant
@@ -455,4 +456,8 @@ def test_the_shipped_experts_are_whole() -> None:
         assert expert.knowledge is not None
         assert expert.reading is not None
         titles = {passage.title for passage in read_corpus(expert.knowledge)}
-        assert {item.passage for item in read_reading(expert.reading)} - {""} <= titles
+        reading = read_reading(expert.reading)
+        assert {item.passage for item in reading} - {""} <= titles
+        nobodys = {question.text for question in unanswerable_questions(expert)}
+        assert len(nobodys) >= 100
+        assert not nobodys & {item.question for item in reading}
