@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import shutil
 import socket
 import threading
@@ -296,3 +297,8 @@ def events(text: str) -> list[Any]:
     """The data of each event of a stream, in order; ``[DONE]`` stays a string."""
     data = [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
     return [piece if piece == "[DONE]" else json.loads(piece) for piece in data]
+
+
+def full_disk(file_bytes: int) -> Callable[[], None]:
+    """For ``preexec_fn``: the process can write no file of more bytes, as on a disk that becomes full."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

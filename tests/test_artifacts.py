@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +25,7 @@ from expert_router.evaluation.questions import unanswerable_questions
 from expert_router.knowledge.corpus import read_corpus
 from expert_router.training.examples import read_reading
 from expert_router.types import Adapter, ModelVariant
-from support import ROOT
+from support import ROOT, full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,17 +120,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
-
-    def allow_1000_bytes_a_file() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
     program = (
         "import sys; from pathlib import Path; from expert_router.artifacts import write_atomically;"
         "write_atomically(Path(sys.argv[1]), bytes(5000))"
     )
     done = subprocess.run(
         [sys.executable, "-B", "-c", program, str(path)],
-        preexec_fn=allow_1000_bytes_a_file, capture_output=True, text=True, check=False,
+        preexec_fn=full_disk(1000), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "File too large" in done.stderr
     assert path.read_bytes() == b"old"

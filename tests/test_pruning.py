@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from expert_router.artifacts import sha256_of
 from expert_router.errors import ConfigError, WeightsError
 from expert_router.weights import ensure_model, load_lock
 from expert_router.weights.gguf_file import count_layers, leave_out_layers
+from support import full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,10 +167,6 @@ def test_a_mistake_in_the_entry_is_named(source: Path, changes: dict[str, str], 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path) -> None:
     lock = write_lock(source)
     ensure_model(load_lock(lock)["whole"], lock.parent / "cache", token=None, progress=False)
-
-    def allow_30_kilobytes_a_file() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
     program = (
         "import sys; from pathlib import Path; from expert_router.weights import ensure_model, load_lock\n"
         "lock = Path(sys.argv[1])\n"
@@ -178,7 +174,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-B", "-c", program, str(lock)],
-        preexec_fn=allow_30_kilobytes_a_file, capture_output=True, text=True, check=False,
+        preexec_fn=full_disk(30_000), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "WeightsError: small.gguf could not be brought: whole without layers 1, 2: " in done.stderr
     assert names_in(lock.parent / "cache" / "weights" / "small") == {".lock"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from expert_router.engines.gguf import ModelFacts
 from expert_router.engines.prepared import RECIPE, PreparedModel, prepare_model
 from expert_router.errors import WeightsError
 from expert_router.types import Adapter
-from support import eventually
+from support import eventually, full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,13 +194,11 @@ def test_a_second_thread_waits_too(weights: Path, cache: Path) -> None:
 
 def run_with_a_limit(weights: Path, cache: Path, file_bytes: int, adapter: Adapter | None = None) -> str:
     """What the process said that could write no file of more than ``file_bytes``: like a disk that becomes full."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
     merged = [str(adapter.path), adapter.sha256] if adapter else []
     command = [sys.executable, "-c", PROGRAM, str(weights), sha256(weights), str(cache), *merged]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=30)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, preexec_fn=full_disk(file_bytes), timeout=30
+    )
     assert done.returncode == 1
     return done.stderr.strip().splitlines()[-1]
 
