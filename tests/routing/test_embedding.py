@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from expert_router.artifacts import load_experts
@@ -16,13 +18,17 @@ SLEEP, CARS = "What happens in the brain during REM sleep?", "Who founded Ferrar
 
 
 @pytest.fixture(scope="module")
-def router() -> Iterator[EmbeddingRouter]:
-    """The shipped router with the shipped encoder."""
+def parts() -> Parts:
     settings = load_settings("default")
-    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(Parts(settings, experts, progress=False))
+    return Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=False)
+
+
+@pytest.fixture(scope="module")
+def router(parts: Parts) -> Iterator[EmbeddingRouter]:
+    """The shipped router with the shipped encoder."""
+    router = build_router(parts)
     assert isinstance(router, EmbeddingRouter)
-    assert router.experts == tuple(experts)
+    assert router.experts == tuple(parts.experts)
     yield router
     router.close()
 
@@ -66,3 +72,19 @@ def test_none_and_the_experts_are_probabilities(router: EmbeddingRouter) -> None
     for query in (SLEEP, CARS, "zzz", "睡眠", "a " * 5000):
         scores = router.score(query)
         assert all(0 <= p <= 1 for p in (*scores.experts.values(), scores.none))
+
+
+def test_texts_embedded_together_have_the_vectors_they_have_alone_in_their_order(parts: Parts) -> None:
+    encoder = parts.encoder
+    texts = [f"{question} {n}" for n, question in enumerate([SLEEP, CARS, "thanks"] * 4)]
+    together = list(encoder.encode_all(texts))
+    assert len(together) == len(texts)
+    for vector, text in zip(together, texts, strict=True):
+        assert np.array_equal(vector, encoder.encode(text))
+
+
+def test_who_stops_listening_does_not_wait_for_the_rest(parts: Parts) -> None:
+    vectors = parts.encoder.encode_all([f"{SLEEP} {n}" for n in range(100_000)])
+    assert next(vectors).shape == (384,)
+    vectors.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ class SentenceEncoder:
         self._tokenizer = load_tokenizer(tokenizer)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._words = words
+        self._threads = threads
         self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._recent_lock = threading.Lock()
         self.sha256 = sha256_of(model)
@@ -99,8 +101,12 @@ class SentenceEncoder:
         return _unit(hidden_TD.mean(axis=0))
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        """One vector per text, one at a time: a batch pads to its longest text, which costs more than it saves."""
-        return (self._encode(text) for text in texts)
+        """One vector per text, in order. A batch would pad to its longest text, which costs more than it saves."""
+        pool = ThreadPoolExecutor(self._threads, "encoder")
+        try:
+            yield from pool.map(self._encode, texts)
+        finally:
+            pool.shutdown(cancel_futures=True)  # who stops listening does not wait for the rest
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
