@@ -37,6 +37,10 @@ def home(tmp_path: Path) -> Path:
         with (data / f"test_{name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("question", "answer", "key"), *rows])
     shutil.copy(data / "routing_train.csv", data / "routing_test.csv")
+    nobodys = home / "data" / "unanswerable"
+    nobodys.mkdir()
+    for name in ("sleep", "cars"):
+        (nobodys / f"{name}.csv").write_text("question\nWho fed the three cats?\n", "utf-8")
     return home
 
 
@@ -163,6 +167,7 @@ def test_a_real_base_reads_and_is_measured_with_and_without_the_answer(home: Pat
         reading = expert["variants"]["base+knowledge"]
         assert expert["questions"] == 2
         assert reading["held"]["value"] == 1.0
+        assert reading["refusal"]["unanswerable"]["n"] == 1
         assert reading["refusal"]["recall"]["n"] == 2
         assert 0 < reading["metrics"]["similarity"]["value"] <= 1.0
         assert reading["latency"]["tokens"] > 0

@@ -248,7 +248,7 @@ def damaged(how: str, good: bytes) -> bytes:
         "cut in its data": good[:-1],
         "another file": b"not an array\n" * 100,
         "an altered header": good[:header] + b"(" + good[header + 1 :],
-        "too few vectors": good.replace(b"(7, 128)", b"(6, 128)"),
+        "too few vectors": good.replace(b"(7,)", b"(6,)"),
     }[how]
 
 
@@ -267,18 +267,29 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, how: str) -> None:
     assert path.read_bytes() == good
 
 
-def test_another_encoder_or_other_texts_have_their_own_vectors(tmp_path: Path) -> None:
-    def make(encoder: TextEncoder, *passages: Passage) -> NDArray[np.float16]:
+def test_another_encoder_has_its_own_vectors(tmp_path: Path) -> None:
+    made = embed_passages([NAPS, STAGES], WordEncoder(), tmp_path, progress=False)
+    assert not np.array_equal(embed_passages([NAPS, STAGES], BlindEncoder(), tmp_path, progress=False), made)
+    assert len(list((tmp_path / "knowledge").iterdir())) == 2
+
+
+def test_only_texts_that_are_new_are_read(tmp_path: Path) -> None:
+    encoder = WordEncoder()
+
+    def make(*passages: Passage) -> NDArray[np.float16]:
+        encoder.read.clear()
         return embed_passages(passages, encoder, tmp_path, progress=False)
 
-    made = make(WordEncoder(), NAPS, STAGES)
-    assert not np.array_equal(make(BlindEncoder(), NAPS, STAGES), made)
-    swapped = make(WordEncoder(), STAGES, NAPS)
-    assert np.array_equal(swapped, np.concatenate([made[2:], made[:2]]))
-    retitled = make(WordEncoder(), passage("Siestas", NAPS.file, NAPS.text), STAGES)
+    made = make(NAPS, STAGES)
+    assert np.array_equal(make(STAGES, NAPS), np.concatenate([made[2:], made[:2]]))
+    assert encoder.read == []
+    retitled = make(passage("Siestas", NAPS.file, NAPS.text), STAGES)
+    assert encoder.read == [f"Siestas. {NAPS.text}", f"Siestas: {NAPS.text}"]
     assert np.array_equal(retitled[2:], made[2:])
     assert not np.array_equal(retitled[:2], made[:2])
-    assert len(list((tmp_path / "knowledge").iterdir())) == 4
+    assert np.array_equal(make(NAPS, STAGES), made)
+    assert encoder.read == []  # texts that were left out are still known
+    assert len(list((tmp_path / "knowledge").iterdir())) == 1
 
 
 def test_vectors_of_another_corpus_are_refused(tmp_path: Path) -> None:

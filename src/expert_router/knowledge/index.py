@@ -23,7 +23,7 @@ from expert_router.knowledge.corpus import sentences
 from expert_router.types import Found
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,6 +36,8 @@ TERM_WEIGHT = 0.02
 """BM25 scores run to about 30, cosines to 1."""
 CANDIDATES = 40
 EXCERPT_SENTENCES = 2
+MOST_KEPT = 200_000
+"""Vectors in the cache: 150 MB."""
 
 
 class KnowledgeIndex:
@@ -94,30 +96,46 @@ class KnowledgeIndex:
 def embed_passages(
     passages: Sequence[Passage], encoder: TextEncoder, cache: Path, *, progress: bool
 ) -> NDArray[np.float16]:
-    """The vectors for ``KnowledgeIndex``, kept in ``cache`` under a hash of the texts and the encoder."""
+    """The vectors for ``KnowledgeIndex``; ``cache`` keeps a file for each encoder, so that only new texts are read."""
     texts = [text for passage in passages for text in texts_of(passage)]
-    digest = hashlib.sha256("\0".join([encoder.sha256, *texts]).encode()).hexdigest()
-    path = cache / "knowledge" / f"{digest[:16]}.npy"
-    with suppress(Exception):  # what is missing, or is not what was written, is made anew
-        known_SD = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False), dtype=np.float16)
-        if len(known_SD) == len(texts):
-            return known_SD
-    vectors = tqdm(
-        encoder.encode_all(texts),
-        total=len(texts),
-        desc="read the knowledge",
-        unit="text",
-        disable=None if progress else True,
-    )
-    vectors_SD = np.array(list(vectors), dtype=np.float16)
-    write_atomically(path, _npy(vectors_SD))
-    return vectors_SD
+    hashes = [_hash(text) for text in texts]
+    path = cache / "knowledge" / f"{encoder.sha256[:16]}.npy"
+    vectors = _kept(path)
+    new = [n for n, known in enumerate(hashes) if known not in vectors]
+    if new:
+        embedded = tqdm(
+            encoder.encode_all([texts[n] for n in new]),
+            total=len(new),
+            desc="read the knowledge",
+            unit="text",
+            disable=None if progress else True,
+        )
+        vectors.update(zip([hashes[n] for n in new], embedded, strict=True))
+        _keep(path, {known: vectors[known] for known in (*hashes, *vectors)})
+    return np.array([vectors[known] for known in hashes], dtype=np.float16)
 
 
-def _npy(array: NDArray[np.float16]) -> bytes:
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _kept(path: Path) -> dict[int, NDArray[np.float32]]:
+    """The vectors of an earlier start by the hash of their text; what is missing, or is no such file, is made anew."""
+    with suppress(Exception):
+        rows = np.load(path, allow_pickle=False)
+        return dict(zip(rows["hash"].tolist(), rows["vector"], strict=True))
+    return {}
+
+
+def _keep(path: Path, vectors: Mapping[int, NDArray[np.float32]]) -> None:
+    """Those that come first; texts of other experts, or of earlier days, stay as far as there is room."""
+    kept = list(vectors.items())[:MOST_KEPT]
+    rows = np.zeros(len(kept), dtype=[("hash", "<u8"), ("vector", "<f2", kept[0][1].shape)])
+    for row, (known, vector) in zip(rows, kept, strict=True):
+        row["hash"], row["vector"] = known, vector
     buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+    np.save(buffer, rows)
+    write_atomically(path, buffer.getvalue())
 
 
 def texts_of(passage: Passage) -> list[str]:
