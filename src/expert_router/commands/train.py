@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=float, help="default: 8 for the encoder, 1 for an expert")
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, help="default: 2e-4 for the encoder, 4e-4 for an expert")
     train_expert.add_arguments(parser)
     group = parser.add_argument_group("encoder")
     group.add_argument("--start", type=Path, metavar="FILE", help="go on from weights that an earlier run saved")
@@ -100,9 +100,11 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
     _, base = fetch_model(settings, settings.router.encoder, progress=True)
     _, fp32 = fetch_model(settings, settings.router.encoder + FP32_SUFFIX, progress=True)
     questions = read_labelled(data / "routing_train.csv")
-    training = EncoderTraining(learning_rate=args.learning_rate, seed=args.seed)
+    training = EncoderTraining(seed=args.seed)
     if args.epochs is not None:
         training = replace(training, epochs=round(args.epochs))
+    if args.learning_rate is not None:
+        training = replace(training, learning_rate=args.learning_rate)
     model = train_encoder(
         fp32["model.safetensors"].parent,
         load_tokenizer(base["tokenizer.json"]),

@@ -239,10 +239,10 @@ def _training(args: Namespace) -> Any:
         raise ConfigError(
             f"Training an expert needs more packages ({error}): pip install 'expert-router[train]'"
         ) from error
+    given = {"learning_rate": args.learning_rate, "epochs": args.epochs}
     return ExpertTraining(
         rank=args.rank,
-        learning_rate=args.learning_rate,
-        epochs=args.epochs or 1.0,
+        **{name: value for name, value in given.items() if value is not None},
         batch_size=args.batch_size,
         micro_batch_size=args.micro_batch_size,
         max_tokens=args.max_tokens,

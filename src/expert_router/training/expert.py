@@ -52,17 +52,18 @@ PADDED_TO = 8
 
 @dataclass(frozen=True, slots=True)
 class ExpertTraining:
-    """How to train. ``batch_size`` is per step of the optimiser; ``micro_batch_size`` what fits into memory at once.
+    """How to train; the defaults are those of the shipped experts on the default base.
 
-    On several GPUs the former is shared out among them, the latter is that of each. ``max_tokens`` bounds an example,
-    prompt and answer together; ``patience`` counts evaluations without progress.
+    ``batch_size`` is per step of the optimiser, ``micro_batch_size`` what fits into memory at once; on several GPUs the
+    former is shared out among them, the latter is that of each. ``max_tokens`` bounds an example, prompt and answer
+    together; ``patience`` counts evaluations without progress.
     """
 
-    rank: int = 8
+    rank: int = 4
     alpha: int = 16
-    dropout: float = 0.05
-    learning_rate: float = 2e-4
-    epochs: float = 3.0
+    dropout: float = 0.0
+    learning_rate: float = 4e-4
+    epochs: float = 1.0
     batch_size: int = 16
     micro_batch_size: int = 4
     max_tokens: int = 1536
