@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import zlib
@@ -299,6 +300,14 @@ def events(text: str) -> list[Any]:
     return [piece if piece == "[DONE]" else json.loads(piece) for piece in data]
 
 
-def full_disk(file_bytes: int) -> Callable[[], None]:
-    """For ``preexec_fn``: the process can write no file of more bytes, as on a disk that becomes full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+def run_on_full_disk(
+    command: Sequence[str], file_bytes: int, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command that can write no file of more bytes, as on a disk that becomes full."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    return subprocess.run(
+        command, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=30
+    )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from expert_router.evaluation.questions import unanswerable_questions
 from expert_router.knowledge.corpus import read_corpus
 from expert_router.training.examples import read_reading
 from expert_router.types import Adapter, ModelVariant
-from support import ROOT, full_disk
+from support import ROOT, run_on_full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,10 +123,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
         "import sys; from pathlib import Path; from expert_router.artifacts import write_atomically;"
         "write_atomically(Path(sys.argv[1]), bytes(5000))"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", program, str(path)],
-        preexec_fn=full_disk(1000), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_on_full_disk([sys.executable, "-B", "-c", program, str(path)], 1000)
     assert "File too large" in done.stderr
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

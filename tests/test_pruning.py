@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from expert_router.artifacts import sha256_of
 from expert_router.errors import ConfigError, WeightsError
 from expert_router.weights import ensure_model, load_lock
 from expert_router.weights.gguf_file import count_layers, leave_out_layers
-from support import full_disk
+from support import run_on_full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,9 +171,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(source: Path) -> None:
         "lock = Path(sys.argv[1])\n"
         "ensure_model(load_lock(lock)['small'], lock.parent / 'cache', token=None, progress=False)"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", program, str(lock)],
-        preexec_fn=full_disk(30_000), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_on_full_disk([sys.executable, "-B", "-c", program, str(lock)], 30_000)
     assert "WeightsError: small.gguf could not be brought: whole without layers 1, 2: " in done.stderr
     assert names_in(lock.parent / "cache" / "weights" / "small") == {".lock"}

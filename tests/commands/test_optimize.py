@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from expert_router.engines.openvino import LoadedModel, OpenVINOOptions, canary_
 from expert_router.engines.prepared import prepare_model
 from expert_router.types import Adapter, ModelVariant
 from expert_router.weights import load_lock
-from support import SLEEP_QUESTION, full_disk, make_home
+from support import SLEEP_QUESTION, make_home, run_on_full_disk
 from training_home import training_environment, write_training_data
 
 if TYPE_CHECKING:
@@ -298,11 +297,8 @@ def test_a_pruned_base_is_not_pruned_again(cli: InProcess) -> None:
 
 def test_a_full_disk_is_one_sentence_and_leaves_neither_file_nor_entry(home: Path) -> None:
     lock = (home / "models.lock").read_bytes()
-    done = subprocess.run(
-        CommandLine(home).command("optimize", "prune", "--without", "1,2", config="echo"),
-        env={**CommandLine(home).environment(), **environment(home)},
-        preexec_fn=full_disk(30_000), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = CommandLine(home).command("optimize", "prune", "--without", "1,2", config="echo")
+    done = run_on_full_disk(command, 30_000, {**CommandLine(home).environment(), **environment(home)})
     said = one_line(Finished(done.returncode, done.stdout, done.stderr))
     assert said.startswith("tiny-random-2-layers cannot be made in ")
     assert said.endswith(". Free some space there and retry.")

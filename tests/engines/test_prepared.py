@@ -20,7 +20,7 @@ from expert_router.engines.gguf import ModelFacts
 from expert_router.engines.prepared import RECIPE, PreparedModel, prepare_model
 from expert_router.errors import WeightsError
 from expert_router.types import Adapter
-from support import eventually, full_disk
+from support import eventually, run_on_full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,9 +196,7 @@ def run_with_a_limit(weights: Path, cache: Path, file_bytes: int, adapter: Adapt
     """What the process said that could write no file of more than ``file_bytes``: like a disk that becomes full."""
     merged = [str(adapter.path), adapter.sha256] if adapter else []
     command = [sys.executable, "-c", PROGRAM, str(weights), sha256(weights), str(cache), *merged]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, preexec_fn=full_disk(file_bytes), timeout=30
-    )
+    done = run_on_full_disk(command, file_bytes)
     assert done.returncode == 1
     return done.stderr.strip().splitlines()[-1]
 

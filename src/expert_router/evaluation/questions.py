@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from expert_router.errors import ConfigError, DataError
 from expert_router.knowledge.grounding import UNKNOWN
-from expert_router.training.examples import read_questions
+from expert_router.training.examples import read_questions, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,12 +49,11 @@ def unanswerable_questions(expert: Expert) -> list[Question]:
     """The expert's questions that none of its texts answers: a CSV with the column question. Raises ``DataError``."""
     if expert.unanswerable is None:
         return []
-    try:
-        with expert.unanswerable.open(encoding="utf-8", newline="") as file:
-            texts = [row["question"] for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise DataError(f"{expert.unanswerable} is not a file of questions: {error!r}") from error
-    return [Question(text, expert.name, (UNKNOWN,), (), "unanswerable") for text in texts]
+    return read_rows(
+        expert.unanswerable,
+        "a file of questions",
+        lambda row: Question(row["question"], expert.name, (UNKNOWN,), (), "unanswerable"),
+    )
 
 
 def public_questions(path: Path, experts: Sequence[str]) -> list[Question]:

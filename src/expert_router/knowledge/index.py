@@ -101,16 +101,16 @@ def embed_passages(
     hashes = [_hash(text) for text in texts]
     path = cache / "knowledge" / f"{encoder.sha256[:16]}.npy"
     vectors = _kept(path)
-    new = [n for n, known in enumerate(hashes) if known not in vectors]
+    new = {known: text for known, text in zip(hashes, texts, strict=True) if known not in vectors}
     if new:
         embedded = tqdm(
-            encoder.encode_all([texts[n] for n in new]),
+            encoder.encode_all(list(new.values())),
             total=len(new),
             desc="read the knowledge",
             unit="text",
             disable=None if progress else True,
         )
-        vectors.update(zip([hashes[n] for n in new], embedded, strict=True))
+        vectors.update(zip(new, embedded, strict=True))
         _keep(path, {known: vectors[known] for known in (*hashes, *vectors)})
     return np.array([vectors[known] for known in hashes], dtype=np.float16)
 

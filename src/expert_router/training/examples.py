@@ -13,18 +13,20 @@ import csv
 import random
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from expert_router.errors import DataError
 from expert_router.knowledge.corpus import sentences
 from expert_router.knowledge.grounding import RULES, UNKNOWN, body_read, grounded_question, texts_read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from expert_router.ports import Knowledge
     from expert_router.types import Expert, Found, Passage
+
+T = TypeVar("T")
 
 SEARCHED = 12
 """So many passages are looked at for the answer and for distractors."""
@@ -78,15 +80,13 @@ class Example:
 
 def read_questions(path: Path) -> list[QuestionAnswer]:
     """A prepared file with the columns question, answer and key. Raises ``DataError``."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                QuestionAnswer(r["question"], r["answer"], tuple(r["key"].split("|"))) for r in csv.DictReader(file)
-            ]
-    except FileNotFoundError:
-        raise DataError(f"There is no {path}. Prepared data comes from: expert-router prepare") from None
-    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise DataError(f"{path} is not a file of questions and answers: {error!r}") from error
+    if not path.exists():
+        raise DataError(f"There is no {path}. Prepared data comes from: expert-router prepare")
+    rows = read_rows(
+        path,
+        "a file of questions and answers",
+        lambda row: QuestionAnswer(row["question"], row["answer"], tuple(row["key"].split("|"))),
+    )
     if not rows:
         raise DataError(f"{path} has no questions.")
     return rows
@@ -97,11 +97,20 @@ def read_reading(path: Path) -> list[QuestionAnswer]:
 
     Where passage and key are empty, none answers the question. Raises ``DataError``.
     """
+    return read_rows(
+        path,
+        "a file of questions about passages",
+        lambda row: _for_passage(row["passage"], row["question"], row["key"]),
+    )
+
+
+def read_rows(path: Path, what: str, make: Callable[[dict[str, str]], T]) -> list[T]:
+    """What ``make`` makes of each row of a CSV. Raises ``DataError``, which says that the file is not ``what``."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [_for_passage(row["passage"], row["question"], row["key"]) for row in csv.DictReader(file)]
+            return [make(row) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise DataError(f"{path} is not a file of questions about passages: {error!r}") from error
+        raise DataError(f"{path} is not {what}: {error!r}") from error
 
 
 def _for_passage(passage: str, question: str, key: str) -> QuestionAnswer:
