@@ -69,7 +69,7 @@ def make_home(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("adapters"))
     for manifest in folder.glob("experts/*/expert.toml"):
         text = manifest.read_text("utf-8")
-        manifest.write_text(re.sub(r"\n\[(adapters|serve_as)\]\n[^\[]*", "", text), "utf-8")
+        manifest.write_text(re.sub(r"(?m)^\[(adapters|serve_as|abstention)\]\n[^\[]*", "", text), "utf-8")
     shutil.copy(ROOT / "models.lock", folder)
     prepared = folder / "data" / "processed"
     prepared.mkdir(parents=True)

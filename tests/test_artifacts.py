@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from expert_router.artifacts import (
+    install_abstention,
     install_adapter,
     install_variant,
     load_expert,
@@ -23,7 +24,7 @@ from expert_router.errors import ConfigError
 from expert_router.evaluation.questions import unanswerable_questions
 from expert_router.knowledge.corpus import read_corpus
 from expert_router.training.examples import read_reading
-from expert_router.types import Adapter, ModelVariant
+from expert_router.types import Abstention, Adapter, ModelVariant
 from support import ROOT, run_on_full_disk
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MANIFEST + "colour = 'red'", "unknown keys ['colour']; known: ['adapters', "),
+        (MANIFEST + "colour = 'red'", "unknown keys ['colour']; known: ['abstention', "),
         (MANIFEST + "[adapter]\npath = 'x'", "unknown keys ['adapter']"),
         (MANIFEST + "[data]\nquesions = 'x.csv'", "data must be a table with no other keys than"),
         (MANIFEST + "data = 'x.csv'", "data must be a table"),
@@ -197,6 +198,12 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
         (MANIFEST.replace('"Birds"', "5"), "title is missing or is not text"),
         (MANIFEST.replace('title = "Birds"', ""), "title is missing or is not text"),
         (MANIFEST + "serve_as = 'x'", "serve_as must be a table"),
+        (MANIFEST + "abstention = 'x'", "abstention must be a table"),
+        (ADAPTED + "[abstention]\nbase = {bias = 1.0}", "must have bias, doubt, match, and nothing else"),
+        (ADAPTED + "[abstention]\nbase = 'x'", "must have bias, doubt, match, and nothing else"),
+        (ADAPTED + "[abstention]\nbase = {bias = 'x', doubt = 1, match = 1}", "must be numbers"),
+        (ADAPTED + "[abstention]\nbase = {bias = nan, doubt = 1, match = 1}", "must be numbers"),
+        (MANIFEST + "[abstention]\nbase = {bias = 1, doubt = 1, match = 1}", "for which there is no adapter"),
         (ADAPTED + "[serve_as]\nbase = {base = 'base'}", "must have a base and a quantization, and nothing else"),
         (ADAPTED + "[serve_as]\nbase = {base = 'b', quantization = 'q4_0'}", "'b', for which there is no adapter"),
         (ADAPTED + "[serve_as]\nbase = {base = 'base', quantization = 'q9'}", "must be one of q8_0, q4_0"),
@@ -420,6 +427,33 @@ def test_a_manifest_that_spells_its_variants_otherwise_is_left_alone(tmp_path: P
     assert path.read_text("utf-8") == before
 
 
+# When an expert abstains
+
+
+RULE = Abstention(-1.5, 1.0, -12.25)
+
+
+def test_a_rule_of_when_to_abstain_is_one_line_beside_the_rest(tmp_path: Path) -> None:
+    path = adapted_twice(tmp_path)
+    before = path.read_text("utf-8")
+    install_abstention(path.parent, "base", RULE)
+    install_abstention(path.parent, "base-20-layers", replace(RULE, bias=1 / 3))
+    install_abstention(path.parent, "base", replace(RULE, bias=2.0))
+    assert load_expert(path, tmp_path).abstention == {
+        "base": replace(RULE, bias=2.0),
+        "base-20-layers": replace(RULE, bias=0.3333),
+    }
+    assert path.read_text("utf-8").startswith(before)
+
+
+def test_a_rule_goes_with_the_adapter_it_was_calibrated_for(tmp_path: Path) -> None:
+    path = adapted_twice(tmp_path)
+    for base in ("base", "base-20-layers"):
+        install_abstention(path.parent, base, RULE)
+    install_adapter(path.parent, "base", trained(tmp_path / "anew", b"anew"), {})
+    assert load_expert(path, tmp_path).abstention == {"base-20-layers": RULE}
+
+
 # All of them
 
 
@@ -449,6 +483,9 @@ def test_the_shipped_experts_are_whole() -> None:
         titles = {passage.title for passage in read_corpus(expert.knowledge)}
         reading = read_reading(expert.reading)
         assert {item.passage for item in reading} - {""} <= titles
-        nobodys = {question.text for question in unanswerable_questions(expert)}
-        assert len(nobodys) >= 100
-        assert not nobodys & {item.question for item in reading}
+        measured, calibrating = (
+            {question.text for question in unanswerable_questions(expert, split)} for split in ("test", "calibration")
+        )
+        assert min(len(measured), len(calibrating)) >= 100
+        assert not measured & calibrating
+        assert not (measured | calibrating) & {item.question for item in reading}

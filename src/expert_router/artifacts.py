@@ -7,11 +7,25 @@ import json
 import os
 import tempfile
 import tomllib
+from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, DEFAULT_QUANTIZATION, GENERAL, QUANTIZATIONS, Adapter, Expert, ModelVariant
+from expert_router.types import (
+    AUTO,
+    DEFAULT_QUANTIZATION,
+    GENERAL,
+    QUANTIZATIONS,
+    Abstention,
+    Adapter,
+    Expert,
+    ModelVariant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MANIFEST = "manifest.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,6 +100,7 @@ def install_adapter(expert: Path, base: str, trained: Path, about: dict[str, Any
     for name, variant in load_expert(path, expert).serve_as.items():
         if variant.base == base:
             text = _with_line(path, text, "serve_as", name, None)
+    text = _with_line(path, text, "abstention", base, None)
     write_artifact(expert / place, files, about)
     write_atomically(path, text.encode())
     return adapter
@@ -102,6 +117,16 @@ def install_variant(expert: Path, base: str, variant: ModelVariant) -> None:
     write_atomically(path, _with_line(path, _read_manifest(path), "serve_as", base, entry).encode())
 
 
+def install_abstention(expert: Path, base: str, rule: Abstention) -> None:
+    """Say in the expert's manifest when it refuses with its adapter for ``base``; another adapter needs its own.
+
+    Raises ``ConfigError`` when the manifest cannot say it; nothing is changed then.
+    """
+    path = expert / "expert.toml"
+    entry = {name: round(value, 4) for name, value in asdict(rule).items()}
+    write_atomically(path, _with_line(path, _read_manifest(path), "abstention", base, entry).encode())
+
+
 def _read_manifest(path: Path) -> str:
     try:
         return path.read_text("utf-8")
@@ -109,7 +134,7 @@ def _read_manifest(path: Path) -> str:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
 
 
-def _with_line(path: Path, text: str, table: str, key: str, entry: dict[str, str] | None) -> str:
+def _with_line(path: Path, text: str, table: str, key: str, entry: Mapping[str, str | float] | None) -> str:
     """The manifest's text with one line of a table set, or without it; everything else as it was written."""
     try:
         meant = tomllib.loads(text)
@@ -118,7 +143,7 @@ def _with_line(path: Path, text: str, table: str, key: str, entry: dict[str, str
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
     if entry is None and table not in meant:
         return text
-    values = ", ".join(f'{name} = "{value}"' for name, value in (entry or {}).items())
+    values = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in (entry or {}).items())
     new = [f'"{key}" = {{ {values} }}'] if entry else []
     before, inside, after = _around_table(text.removesuffix("\n").split("\n"), table)
     kept = [line for line in inside if not line.startswith(f'"{key}" = ')]
@@ -167,7 +192,7 @@ def load_expert(path: Path, home: Path) -> Expert:
 
 
 _TEXTS = ("name", "title", "description", "instructions")
-_KEYS = {*_TEXTS, "examples", "base_model", "adapters", "serve_as", "data"}
+_KEYS = {*_TEXTS, "examples", "base_model", "adapters", "serve_as", "abstention", "data"}
 
 
 def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
@@ -194,6 +219,7 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         base_model=manifest.get("base_model"),
         adapters=adapters,
         serve_as=_variants(manifest.get("serve_as", {}), adapters),
+        abstention=_abstention(manifest.get("abstention", {}), adapters),
         questions=home / data["questions"] if "questions" in data else None,
         knowledge=home / data["knowledge"] if "knowledge" in data else None,
         reading=home / data["reading"] if "reading" in data else None,
@@ -223,6 +249,20 @@ def _variants(table: object, adapters: dict[str, Adapter]) -> dict[str, ModelVar
         if entry["quantization"] not in QUANTIZATIONS:
             raise ValueError(f"the quantization of {name!r} must be one of {', '.join(QUANTIZATIONS)}")
     return {name: ModelVariant(entry["base"], entry["quantization"]) for name, entry in table.items()}
+
+
+def _abstention(table: object, adapters: dict[str, Adapter]) -> dict[str, Abstention]:
+    if not isinstance(table, dict):
+        raise TypeError("abstention must be a table")
+    names = [each.name for each in fields(Abstention)]
+    for base, entry in table.items():
+        if not isinstance(entry, dict) or sorted(entry) != sorted(names):
+            raise ValueError(f"when it abstains on {base!r} must have {', '.join(names)}, and nothing else")
+        if not all(isinstance(value, int | float) and isfinite(value) for value in entry.values()):
+            raise ValueError(f"when it abstains on {base!r} must be numbers")
+        if base not in adapters:
+            raise ValueError(f"it cannot abstain on {base!r}, for which there is no adapter")
+    return {base: Abstention(**entry) for base, entry in table.items()}
 
 
 def _table(manifest: dict[str, Any], key: str, known: set[str]) -> dict[str, Any]:

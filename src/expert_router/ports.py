@@ -37,7 +37,8 @@ class Engine(Protocol):
         """Generate. Closing the generator early frees the engine's slot.
 
         The first chunk may be empty: it says that the prompt was accepted. ``ContextLengthError`` comes before any
-        chunk, ``EngineError`` at any time. The last chunk carries ``finish_reason`` and ``usage``.
+        chunk, ``EngineError`` at any time. The last chunk carries ``finish_reason`` and ``usage``. An engine that
+        cannot tell the first token's probability leaves it out, whatever ``params`` ask for.
         """
         ...
 

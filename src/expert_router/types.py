@@ -33,13 +33,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """How to sample. ``temperature`` 0 is greedy decoding and therefore deterministic."""
+    """How to sample. ``temperature`` 0 is greedy decoding and therefore deterministic.
+
+    ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it. ``probability``
+    asks for that of the first token. Nobody gives a beginning to an engine that does not tell probabilities.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    begin: str = ""
+    probability: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one carries ``finish_reason`` and ``usage``; its text may be empty."""
+    """A piece of an answer. The last one carries ``finish_reason`` and ``usage``; its text may be empty.
+
+    ``probability`` is that of the answer's first token, in the first chunk with text, where it was asked for and the
+    engine can tell.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,21 @@ class ModelVariant:
 
     base: str
     quantization: Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class Abstention:
+    """When an expert that reads says that it does not know: a logistic rule, calibrated for one adapter.
+
+    ``doubt`` weighs the log-odds that the expert itself begins to refuse, ``match`` the score of the best passage.
+    """
+
+    bias: float
+    doubt: float
+    match: float
+
+    def refuses(self, doubt: float, match: float) -> bool:
+        return self.bias + self.doubt * doubt + self.match * match > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +144,7 @@ class Expert:
     ``base_model`` names an entry of ``models.lock``; ``None`` takes the engine's default. ``adapters`` by the name of
     the base they were trained on; without any the expert is the base model with its own instructions. ``serve_as`` has,
     by the name of a base, the variant that the embedded engine serves in its place; there is an adapter for each.
+    ``abstention``, by the adapter's base, is when it refuses; without one, whenever it begins to.
     ``questions`` is its CSV of questions and answers, ``knowledge`` the folder of texts it answers from, ``reading`` a
     CSV of questions about those texts to train on, ``unanswerable`` one of questions of its field that they do not
     answer, to measure on.
@@ -131,6 +158,7 @@ class Expert:
     base_model: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     serve_as: Mapping[str, ModelVariant] = field(default_factory=dict)
+    abstention: Mapping[str, Abstention] = field(default_factory=dict)
     questions: Path | None = None
     knowledge: Path | None = None
     reading: Path | None = None

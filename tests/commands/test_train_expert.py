@@ -71,7 +71,10 @@ def test_install_puts_the_adapter_beside_its_expert_with_the_runs_canary_and_rep
     done = cli.run("train", "install", "sleep", "--run", str(run))
     digest = sha256_of(run / "adapter" / "adapter_model.safetensors")
     assert (done.status, done.error) == (0, "")
-    assert done.out == f"sleep answers on {BASE} with the adapter {digest[:12]} from the next start on.\n"
+    assert done.out == (
+        f"sleep answers on {BASE} with the adapter {digest[:12]} from the next start on.\n"
+        "Next: expert-router train abstention sleep, which finds when it should refuse.\n"
+    )
     adapter = sleep_expert(home).adapters[BASE]
     assert adapter.sha256 == digest
     manifest = read_artifact(adapter.path)

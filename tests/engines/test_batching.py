@@ -53,7 +53,11 @@ class ScriptedHandle:
         if isinstance(item, Exception):
             raise item
         reason = "STOP" if END in item else "NONE"
-        return {0: SimpleNamespace(generated_ids=item, finish_reason=SimpleNamespace(name=reason))}
+        log_probs = [-0.5 * token for token in item]
+        output = SimpleNamespace(
+            generated_ids=item, generated_log_probs=log_probs, finish_reason=SimpleNamespace(name=reason)
+        )
+        return {0: output}
 
     def get_status(self) -> SimpleNamespace:
         return SimpleNamespace(name=self.status)
@@ -120,7 +124,7 @@ def paused(pipeline: ScriptedPipeline) -> None:
 
 async def test_tokens_come_as_they_are_generated_and_the_last_says_why(batcher: Batcher) -> None:
     batches = [batch async for batch in batcher.generate([[1], [], [2, 3], [END]], None)]
-    assert batches == [TokenBatch([1]), TokenBatch([2, 3]), TokenBatch([END], "stop")]
+    assert batches == [TokenBatch([1], None, -0.5), TokenBatch([2, 3], None, -1.0), TokenBatch([END], "stop")]
     assert counts(batcher) == (0, 1, 0, 0)
     assert batcher.counters.generated_tokens == 4
 

@@ -205,6 +205,44 @@ async def test_the_system_message_reaches_the_model(engine: OpenVINOEngine) -> N
     assert "pirate" not in text_of(await ask(engine, "Who are you?"))
 
 
+# The first token
+
+
+async def test_the_first_chunk_tells_the_first_tokens_probability(engine: OpenVINOEngine) -> None:
+    sure = await ask(engine, "What is the opposite of hot?", params(probability=True))
+    unsure = await ask(engine, "Name any word at all.", params(probability=True))
+    (first,), (guess,) = ([chunk for chunk in chunks if chunk.probability is not None] for chunks in (sure, unsure))
+    assert first == next(chunk for chunk in sure if chunk.text)
+    assert 0 < guess.probability < first.probability <= 1  # type: ignore[operator]
+
+
+async def test_nobody_is_told_probabilities_unasked(engine: OpenVINOEngine) -> None:
+    assert all(chunk.probability is None for chunk in await ask(engine, "What is 2+2?"))
+
+
+async def test_an_answer_goes_on_from_its_given_beginning(engine: OpenVINOEngine) -> None:
+    free = await ask(engine, "Name a colour.")
+    begun = await ask(engine, "Name a colour.", params(begin="Bananas are"))
+    assert text_of(begun).startswith("Bananas are ")
+    assert not text_of(free).startswith("Bananas")
+    assert begun[-1].usage is not None
+    assert free[-1].usage is not None
+    assert begun[-1].usage.prompt_tokens == free[-1].usage.prompt_tokens
+    assert begun[-1].usage.completion_tokens <= 16
+
+
+async def test_its_own_beginning_given_changes_nothing(engine: OpenVINOEngine) -> None:
+    free = text_of(await ask(engine, "Who wrote Hamlet?"))
+    first = free.split()[0]
+    assert text_of(await ask(engine, "Who wrote Hamlet?", params(begin=first))) == free
+
+
+async def test_a_stop_sequence_ends_a_given_beginning_too(engine: OpenVINOEngine) -> None:
+    chunks = await ask(engine, "Name a colour.", params(begin="One, two, three", stop=(", three",)))
+    assert text_of(chunks) == "One, two"
+    assert chunks[-1].finish_reason == "stop"
+
+
 # Characters
 
 

@@ -45,6 +45,14 @@ def test_what_no_text_answers_is_rightly_answered_by_saying_so(tmp_path: Path) -
     assert all("I don't know" in reference for reference in first.references)
 
 
+def test_only_the_asked_for_split_is_taken_and_what_names_none_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "unanswerable.csv"
+    path.write_text("question,split\nWho?,test\nWhy?,calibration\nWhen?,\n", "utf-8")
+    expert = replace(SLEEP, unanswerable=path)
+    assert [question.text for question in unanswerable_questions(expert)] == ["Who?", "When?"]
+    assert [question.text for question in unanswerable_questions(expert, "calibration")] == ["Why?"]
+
+
 @pytest.mark.parametrize("content", [None, b"query\nWhy?\n", b"question\n\xff\n"])
 def test_a_file_of_something_else_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "odd.csv"

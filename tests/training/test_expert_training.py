@@ -103,6 +103,27 @@ def test_the_loss_counts_the_answer_and_its_end_alone(weights: Path, tmp_path: P
     assert preview(trainer, base.tokenizer) == f"{PROMPT}⟦he!{EOS}\n⟧"
 
 
+def test_of_most_answers_only_the_choice_counts_if_that_is_asked_for(weights: Path, tmp_path: Path) -> None:
+    from expert_router.training.expert import CHOICE_TOKENS, _counted, build_trainer
+
+    examples = [replace(example, answer="ha" * 9) for example in EXAMPLES * 8]
+    trainer = build_trainer(load(weights), examples, VALIDATION, training(whole_answers=0.25), tmp_path / "run")
+    whole = build_trainer(load(weights), examples, VALIDATION, training(), tmp_path / "whole").train_dataset
+    counts = [sum(_counted(row)) for row in trainer.train_dataset]
+    assert set(counts) == {CHOICE_TOKENS, *(sum(_counted(row)) for row in whole)}
+    assert 8 <= sum(count > CHOICE_TOKENS for count in counts) <= 24  # a quarter of 64
+    for row, full in zip(trainer.train_dataset, whole, strict=True):
+        assert _counted(row).index(True) == _counted(full).index(True)
+        assert row["input_ids"] == full["input_ids"]
+    assert sum(_counted(trainer.eval_dataset[0])) > CHOICE_TOKENS
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(TrainingError, match="must be above 0 and at most 1"):
+        training(whole_answers=share)
+
+
 def test_earlier_answers_of_a_conversation_do_not_count(weights: Path, tmp_path: Path) -> None:
     from expert_router.training.expert import build_trainer, preview
 

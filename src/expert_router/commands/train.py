@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_router.commands import train_expert
+from expert_router.commands import train_abstention, train_expert
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ FP32_SUFFIX = "-fp32"
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("router", "encoder", "expert", "install", "verify"),
+        choices=("router", "encoder", "expert", "install", "abstention", "verify"),
         help="router: the head and its thresholds, in seconds; encoder: the sentence encoder; expert: an adapter for "
-        "one expert; install: put a trained adapter in place; verify: compare what is served with what was trained. "
-        "encoder, expert and verify need the train extra",
+        "one expert; install: put a trained adapter in place; abstention: find when it should say that it does not "
+        "know; verify: compare what is served with what was trained. encoder, expert and verify need the train extra",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="expert, install and verify: which expert")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which expert; all but router and encoder need it")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: data/processed)")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where the artifact goes (default: the configured place)"
@@ -42,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, help="default: 8 for the encoder, 1 for an expert")
     parser.add_argument("--learning-rate", type=float, help="default: 2e-4 for the encoder, 4e-4 for an expert")
     train_expert.add_arguments(parser)
+    train_abstention.add_arguments(parser)
     group = parser.add_argument_group("encoder")
     group.add_argument("--start", type=Path, metavar="FILE", help="go on from weights that an earlier run saved")
 
@@ -57,6 +58,8 @@ def main(args: Namespace) -> int:
         return train_expert.verify(args, settings, data, experts)
     if args.what == "install":
         return train_expert.install(args, settings, experts)
+    if args.what == "abstention":
+        return train_abstention.calibrate(args, settings, data, experts)
     if args.what == "expert":
         return train_expert.train(args, settings, data, experts)
     if args.what == "encoder":

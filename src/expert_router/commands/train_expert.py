@@ -33,6 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--micro-batch-size", type=int, default=4, help="what fits into memory at once")
     group.add_argument("--max-tokens", type=int, default=1536, help="of one example, prompt and answer together")
     group.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps, for a trial")
+    group.add_argument(
+        "--whole-answers", type=float, default=1.0, metavar="SHARE", help="of the others only the choice counts"
+    )
     group.add_argument("--passes", type=int, default=3, help="over the questions, with other distractors each time")
     group.add_argument("--quantization", choices=("none", "nf4"), default="none", help="nf4: QLoRA, needs a GPU")
     group.add_argument("--accelerator", choices=("none", "unsloth"), default="none", help="unsloth: needs a GPU")
@@ -46,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     from expert_router.serving.build import Parts
 
-    expert = _chosen(args, experts)
+    expert = chosen(args, experts)
     base_name = _base_name(args, settings, expert)
     if args.resume and _is_finished(args.resume):
         print(f"{args.resume} is finished; nothing was trained.")
@@ -100,7 +103,7 @@ def _then(args: Namespace, settings: Settings, expert: Expert, run: Path) -> int
 
 def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) -> int:
     """Put a finished run's adapter beside its expert; the next start merges it and asks for its canary."""
-    expert = _chosen(args, experts)
+    expert = chosen(args, experts)
     if args.run is None:
         raise ConfigError("Which run? Say --run FOLDER, as expert-router train expert printed it.")
     return _install(args.run, settings, expert)
@@ -110,7 +113,7 @@ def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str
     """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
     from expert_router.serving.build import Parts, prepare_base_model
 
-    expert = _chosen(args, experts)
+    expert = chosen(args, experts)
     base_name = _base_name(args, settings, expert)
     adapter = expert.adapter_for(base_name)
     if adapter is None:
@@ -155,10 +158,12 @@ def _install(run: Path, settings: Settings, expert: Expert) -> int:
     folder = settings.resolve(settings.paths.experts) / expert.name
     adapter = install_adapter(folder, base, run / "adapter", about)
     print(f"{expert.name} answers on {base} with the adapter {adapter.sha256[:12]} from the next start on.")
+    if expert.knowledge is not None:
+        print(f"Next: expert-router train abstention {expert.name}, which finds when it should refuse.")
     return 0
 
 
-def _chosen(args: Namespace, experts: Mapping[str, Expert]) -> Expert:
+def chosen(args: Namespace, experts: Mapping[str, Expert]) -> Expert:
     if args.name not in experts:
         raise ConfigError(f"Which expert? Known: {', '.join(experts)}.")
     return experts[args.name]
@@ -247,6 +252,7 @@ def _training(args: Namespace) -> Any:
         micro_batch_size=args.micro_batch_size,
         max_tokens=args.max_tokens,
         max_steps=args.max_steps,
+        whole_answers=args.whole_answers,
         seed=args.seed,
     )
 

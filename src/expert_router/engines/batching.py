@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """New tokens of one request; the last batch has ``finish_reason``."""
+    """New tokens of one request; the last batch has ``finish_reason``.
+
+    ``log_prob`` is that of the first of them; 0 unless the request's configuration asks for it.
+    """
 
     ids: list[int]
     finish_reason: FinishReason | None = None
+    log_prob: float = 0.0
 
 
 @dataclass(slots=True)
@@ -196,10 +200,12 @@ def _read(handle: Any) -> Event | None:
 
 def _new_event(handle: Any) -> Event | None:
     ids: list[int] = []
+    log_probs: list[float] = []
     finish_reason: FinishReason | None = None
     while handle.can_read():
         for output in handle.read().values():
             ids.extend(output.generated_ids)
+            log_probs.extend(output.generated_log_probs)
             if output.finish_reason.name in {"STOP", "LENGTH"}:
                 finish_reason = "stop" if output.finish_reason.name == "STOP" else "length"
     status = handle.get_status().name
@@ -209,4 +215,4 @@ def _new_event(handle: Any) -> Event | None:
         return EngineError(f"The engine ended the request with status {status}.")
     if status == "FINISHED" and finish_reason is None:
         finish_reason = "stop"
-    return TokenBatch(ids, finish_reason) if ids or finish_reason else None
+    return TokenBatch(ids, finish_reason, *log_probs[:1]) if ids or finish_reason else None

@@ -11,8 +11,11 @@ import asyncio
 import secrets
 import threading
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import exp
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
 from expert_router.engines.batching import Batcher, TokenBatch
@@ -88,15 +91,21 @@ class LoadedModel:
         self._tokenizer_lock = threading.Lock()
         self.batcher = Batcher(pipeline, name)
 
-    def encode(self, messages: Sequence[dict[str, str]]) -> Any:
-        """The conversation in the model's chat template, as an int64 tensor of shape (1, tokens)."""
+    def encode(self, messages: Sequence[dict[str, str]], begun: Sequence[int] = ()) -> Any:
+        """The conversation in the model's chat template, as an int64 tensor of shape (1, tokens).
+
+        ``begun`` are the tokens that the answer begins with.
+        """
         import openvino as ov
 
         prompt = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+        return ov.Tensor(np.array([[*self.token_ids(prompt), *begun]], dtype=np.int64))
+
+    def token_ids(self, text: str) -> list[int]:
         with self._tokenizer_lock:
             # Copied under the lock: the tokenizer reuses the tensor's memory in its next call.
-            ids = self._tokenizer.encode(prompt, add_special_tokens=False).input_ids.data.copy()
-        return ov.Tensor(ids)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
@@ -107,6 +116,7 @@ class LoadedModel:
         config.eos_token_id = self._tokenizer.get_eos_token_id()
         config.stop_token_ids = {config.eos_token_id}
         config.repetition_penalty = self._repetition_penalty
+        config.logprobs = int(params.probability)
         if params.temperature > 0:
             config.do_sample = True
             config.temperature = params.temperature
@@ -166,7 +176,9 @@ class OpenVINOEngine:
     ) -> AsyncGenerator[Chunk]:
         async with self._models.lease(self._key_of(expert)) as model:
             conversation = [{"role": message.role, "content": message.content} for message in messages]
-            input_ids = await asyncio.to_thread(model.encode, conversation)
+            begun = model.token_ids(params.begin) if params.begin else []
+            params = replace(params, max_tokens=max(1, params.max_tokens - len(begun)))
+            input_ids = await asyncio.to_thread(model.encode, conversation, begun)
             prompt_tokens = int(input_ids.shape[1])
             if prompt_tokens >= model.context_tokens:
                 raise ContextLengthError(
@@ -176,7 +188,8 @@ class OpenVINOEngine:
                 )
             yield Chunk("")  # accepted
             batches = model.batcher.generate(input_ids, model.generation_config(params, prompt_tokens))
-            async with aclosing(_to_chunks(batches, model.decode, params.stop, prompt_tokens)) as chunks:
+            answer = _to_chunks(batches, model.decode, params, prompt_tokens, begun)
+            async with aclosing(answer) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
@@ -271,21 +284,30 @@ async def _greedy_answer(model: LoadedModel, prompt: str) -> str:
 
 
 async def _to_chunks(
-    batches: AsyncGenerator[TokenBatch], decode: Callable[[list[int]], str], stop: tuple[str, ...], prompt_tokens: int
+    batches: AsyncGenerator[TokenBatch],
+    decode: Callable[[list[int]], str],
+    params: GenerationParams,
+    prompt_tokens: int,
+    begun: list[int],
 ) -> AsyncGenerator[Chunk]:
-    detokenizer, scanner = Detokenizer(decode), StopScanner(stop)
+    detokenizer, scanner = Detokenizer(decode), StopScanner(params.stop)
     completion_tokens = 0
+    probability: float | None = None
     finish_reason: FinishReason | None = None
     async with aclosing(batches):  # closing it frees the slot
         async for batch in batches:
-            completion_tokens += len(batch.ids)
+            if params.probability and not completion_tokens:
+                probability = exp(batch.log_prob)
+            ids = batch.ids if completion_tokens else [*begun, *batch.ids]
+            completion_tokens += len(ids)
             finish_reason = batch.finish_reason
-            if text := scanner.feed(detokenizer.feed(batch.ids)):
-                yield Chunk(text)
+            if text := scanner.feed(detokenizer.feed(ids)):
+                yield Chunk(text, probability=probability)
+                probability = None
             if scanner.stopped:
                 finish_reason = "stop"
                 break
     if finish_reason is None:
         raise EngineError("The engine ended the answer without saying why.")
     rest = "" if scanner.stopped else scanner.feed(detokenizer.flush()) + scanner.flush()
-    yield Chunk(rest, finish_reason, Usage(prompt_tokens, completion_tokens))
+    yield Chunk(rest, finish_reason, Usage(prompt_tokens - len(begun), completion_tokens), probability)

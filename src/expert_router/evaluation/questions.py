@@ -45,15 +45,19 @@ def prepared_questions(expert: Expert, prepared: Path) -> list[Question]:
     return [Question(row.question, expert.name, (row.answer,), row.keys) for row in rows]
 
 
-def unanswerable_questions(expert: Expert) -> list[Question]:
-    """The expert's questions that none of its texts answers: a CSV with the column question. Raises ``DataError``."""
+def unanswerable_questions(expert: Expert, split: str = TEST_SPLIT) -> list[Question]:
+    """The expert's questions that none of its texts answers: a CSV with the columns question and split.
+
+    Without a split a question is a test question. Raises ``DataError``.
+    """
     if expert.unanswerable is None:
         return []
-    return read_rows(
+    rows = read_rows(
         expert.unanswerable,
         "a file of questions",
-        lambda row: Question(row["question"], expert.name, (UNKNOWN,), (), "unanswerable"),
+        lambda row: (row.get("split") or TEST_SPLIT, row["question"]),
     )
+    return [Question(text, expert.name, (UNKNOWN,), (), "unanswerable") for of, text in rows if of == split]
 
 
 def public_questions(path: Path, experts: Sequence[str]) -> list[Question]:

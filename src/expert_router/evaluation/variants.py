@@ -84,7 +84,7 @@ def build_variants(
     parts: Parts, router: Router, engine: Engine, library: Library | None, keys: Mapping[str, Sequence[str]]
 ) -> Variants:
     """``keys``: what answers each question, to leave it out."""
-    bare = {name: replace(expert, adapters={}, serve_as={}) for name, expert in parts.experts.items()}
+    bare = {name: replace(expert, adapters={}, serve_as={}, abstention={}) for name, expert in parts.experts.items()}
     configured = assemble(parts, router, engine, library=library)
     from_memory = assemble(parts, router, engine, library=None)
     by_name = {BASE: from_memory, ADAPTER: from_memory, INSTRUCTIONS: from_memory}

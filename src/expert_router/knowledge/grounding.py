@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "I don't know: the texts I have do not say."
 """An expert's whole answer when no passage holds the answer."""
+ANSWERING, REFUSING = "[", "I don't know"
+"""How the one answer and the other begin."""
 
 RULES = (
     "Answer from one of the numbered passages and begin with its number, like [1]. "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
 from expert_router.routing.policy import forced
+from expert_router.serving.abstention import answered
 from expert_router.serving.prompts import BARE_BASE_MODEL, clarification, expert_messages, refusal
 from expert_router.types import AUTO, GENERAL, Accepted, Answer, Done, Routed, Section, Sources, Text, Timings, Usage
 
@@ -161,7 +162,7 @@ class Dispatcher:
             if found:
                 yield Sources(expert.name, found)
             messages = expert_messages(expert, request.messages, others, found)
-            async with aclosing(self.engine.stream(expert, messages, request.params)) as chunks:
+            async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
                 async for chunk in chunks:
                     if chunk.text:
                         progress.first_token_s = progress.first_token_s or progress.elapsed_s()

@@ -8,6 +8,7 @@ and TensorBoard's log. Needs the train extra.
 from __future__ import annotations
 
 import math
+import random
 import resource
 import sys
 import time
@@ -46,6 +47,8 @@ ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 """All that torch chooses from but cuDNN's, its first choice on Hopper since 2.11: for a padded batch, whose mask it is
 given, that one's backward pass can return a gradient that is no number (pytorch/pytorch#196678). It depends on the
 batch's length (64 more than a multiple of 128) and on strongly negative scores, which Qwen2.5 has."""
+CHOICE_TOKENS = 3
+"""``[``, the number and ``]``, or as much of a refusal."""
 PADDED_TO = 8
 """Batches are as long as a multiple of it, which half precision computes fastest."""
 
@@ -57,6 +60,9 @@ class ExpertTraining:
     ``batch_size`` is per step of the optimiser, ``micro_batch_size`` what fits into memory at once; on several GPUs the
     former is shared out among them, the latter is that of each. ``max_tokens`` bounds an example, prompt and answer
     together; ``patience`` counts evaluations without progress.
+
+    ``whole_answers`` is the share of examples whose answer counts whole; of the others its first tokens do, where an
+    expert that reads chooses to answer or to refuse, which else is one token among forty.
     """
 
     rank: int = 4
@@ -70,9 +76,12 @@ class ExpertTraining:
     evaluations_per_epoch: int = 2
     patience: int = 3
     max_steps: int = -1
+    whole_answers: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.whole_answers <= 1:
+            raise TrainingError(f"The share of whole answers must be above 0 and at most 1, not {self.whole_answers}.")
         if self.batch_size % self.micro_batch_size:
             raise TrainingError(
                 f"The batch size {self.batch_size} must be a multiple of the micro batch size {self.micro_batch_size}."
@@ -222,6 +231,8 @@ def build_trainer(
         callbacks=[EarlyStoppingCallback(training.patience), _tensorboard(folder), StopAtNaN()],
     )
     _refuse_empty(trainer)
+    if training.whole_answers < 1:
+        trainer.train_dataset = _counting_choices(trainer.train_dataset, training)
     return trainer
 
 
@@ -322,6 +333,24 @@ def _counted(row: dict[str, Any]) -> list[bool]:
     if "labels" in row:
         return [label != IGNORED for label in row["labels"]]
     return [bool(counts) for counts in row["completion_mask"]]
+
+
+def _counting_choices(rows: Dataset, training: ExpertTraining) -> Dataset:
+    """Of all but ``whole_answers`` of the examples, only the first tokens of the answer are counted.
+
+    Validation counts answers whole: its loss stays comparable.
+    """
+    column, nothing = ("labels", IGNORED) if "labels" in rows.column_names else ("completion_mask", 0)
+    rng = random.Random(training.seed)  # noqa: S311 - reproducible, not secret
+
+    def choice_alone(row: dict[str, Any]) -> dict[str, Any]:
+        if rng.random() < training.whole_answers:
+            return {column: row[column]}
+        first = _counted(row).index(True)
+        end = first + CHOICE_TOKENS
+        return {column: [*row[column][:end], *[nothing] * len(row[column][end:])]}
+
+    return rows.map(choice_alone, load_from_cache_file=False)
 
 
 def _refuse_empty(trainer: SFTTrainer) -> None:

@@ -1,0 +1,108 @@
+"""The rule by which an expert says that it does not know, fitted on questions whose texts answer them or do not.
+
+Selective classification: what is learnt orders the questions, and the operating point is chosen by the errors that one
+is ready to bear (Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expert_router.errors import TrainingError
+from expert_router.types import Abstention
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+FEWEST = 20
+"""Questions of either kind."""
+_FOLDS, _REPEATS = 5, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was put to an expert: its doubt and retrieval's match, as ``serving.abstention`` has them."""
+
+    doubt: float
+    match: float
+    answerable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Shares, from 0 to 1, of the questions that the texts answer and of those that they do not."""
+
+    answerable: float
+    unanswerable: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """``by_rule`` is cross-validated; ``by_itself`` is what the expert refuses without a rule.
+
+    ``auroc``: how well unanswerable questions are told from answerable ones by doubt, by match and by both, the last
+    cross-validated.
+    """
+
+    rule: Abstention
+    by_rule: Refused
+    by_itself: Refused
+    auroc: tuple[float, float, float]
+
+
+def fit_abstention(asked: Sequence[Asked], *, false_refusals: float, seed: int = 0) -> Calibrated:
+    """The rule that refuses ``false_refusals``, a share, of what is answerable and as much as it can of the rest.
+
+    Raises ``TrainingError`` when there are too few questions of a kind.
+    """
+    from sklearn.model_selection import RepeatedStratifiedKFold
+
+    X_N2 = np.array([(each.doubt, each.match) for each in asked]).reshape(-1, 2)
+    known_N = np.array([each.answerable for each in asked], dtype=bool)
+    if min(known_N.sum(), (~known_N).sum()) < FEWEST:
+        raise TrainingError(
+            f"To find when an expert should refuse takes at least {FEWEST} questions that its texts answer and as many "
+            f"that they do not; there are {known_N.sum()} and {(~known_N).sum()}."
+        )
+    folds = RepeatedStratifiedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=seed)
+    held_out = []
+    for fit, test in folds.split(X_N2, known_N):
+        scores = _scores(_fit(X_N2[fit], known_N[fit], false_refusals), X_N2[test])
+        held_out.append((*_refused(scores > 0, known_N[test]), _auroc(scores, known_N[test])))
+    answerable, unanswerable, both = (float(value) for value in np.mean(held_out, axis=0))
+    return Calibrated(
+        _fit(X_N2, known_N, false_refusals),
+        Refused(answerable, unanswerable),
+        Refused(*_refused(X_N2[:, 0] > 0, known_N)),
+        (_auroc(X_N2[:, 0], known_N), _auroc(-X_N2[:, 1], known_N), both),
+    )
+
+
+def _fit(X_N2: NDArray[np.float64], known_N: NDArray[np.bool_], false_refusals: float) -> Abstention:
+    from sklearn.linear_model import LogisticRegression
+
+    deviation_2 = X_N2.std(axis=0) + 1e-9
+    model = LogisticRegression(class_weight="balanced").fit(X_N2 / deviation_2, ~known_N)
+    doubt, match = (float(weight) for weight in model.coef_[0] / deviation_2)
+    rule = Abstention(0.0, doubt, match)
+    least = float(np.quantile(_scores(rule, X_N2[known_N]), 1 - false_refusals))
+    return Abstention(-least, doubt, match)
+
+
+def _scores(rule: Abstention, X_N2: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(rule.bias + X_N2 @ np.array([rule.doubt, rule.match]))
+
+
+def _refused(refuses_N: NDArray[np.bool_], known_N: NDArray[np.bool_]) -> tuple[float, float]:
+    return float(refuses_N[known_N].mean()), float(refuses_N[~known_N].mean())
+
+
+def _auroc(scores_N: NDArray[np.float64], known_N: NDArray[np.bool_]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(~known_N, scores_N))
