@@ -149,12 +149,13 @@ class FixedKnowledge:
     passages: Mapping[str, Sequence[Passage]]
     excerpts: Mapping[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+    similarity: float = 0.0
 
     def search(self, expert: str, question: str, history: Sequence[str] = (), limit: int = 3) -> list[Found]:
         self.asked.append((expert, question, tuple(history)))
         found = self.passages.get(expert, ())[:limit]
         return [
-            Found(passage, round(1.2 - place / 10, 1), self.excerpts.get(passage.title, ""))
+            Found(passage, round(1.2 - place / 10, 1), self.excerpts.get(passage.title, ""), self.similarity)
             for place, passage in enumerate(found)
         ]
 

@@ -199,11 +199,14 @@ def test_paths_count_from_home_and_the_adapters_from_the_manifest(tmp_path: Path
         (MANIFEST.replace('title = "Birds"', ""), "title is missing or is not text"),
         (MANIFEST + "serve_as = 'x'", "serve_as must be a table"),
         (MANIFEST + "abstention = 'x'", "abstention must be a table"),
-        (ADAPTED + "[abstention]\nbase = {bias = 1.0}", "must have bias, doubt, match, and nothing else"),
-        (ADAPTED + "[abstention]\nbase = 'x'", "must have bias, doubt, match, and nothing else"),
-        (ADAPTED + "[abstention]\nbase = {bias = 'x', doubt = 1, match = 1}", "must be numbers"),
-        (ADAPTED + "[abstention]\nbase = {bias = nan, doubt = 1, match = 1}", "must be numbers"),
-        (MANIFEST + "[abstention]\nbase = {bias = 1, doubt = 1, match = 1}", "for which there is no adapter"),
+        (ADAPTED + "[abstention]\nbase = {bias = 1.0}", "must have adapter, bias, doubt, match, and nothing else"),
+        (ADAPTED + "[abstention]\nbase = 'x'", "must have adapter, bias, doubt, match, and nothing else"),
+        (ADAPTED + "[abstention]\nbase = {adapter = '5', bias = 'x', doubt = 1, match = 1}", "must be numbers"),
+        (ADAPTED + "[abstention]\nbase = {adapter = '5', bias = nan, doubt = 1, match = 1}", "must be numbers"),
+        (
+            MANIFEST + "[abstention]\nbase = {adapter = '5', bias = 1, doubt = 1, match = 1}",
+            "for which there is no adapter",
+        ),
         (ADAPTED + "[serve_as]\nbase = {base = 'base'}", "must have a base and a quantization, and nothing else"),
         (ADAPTED + "[serve_as]\nbase = {base = 'b', quantization = 'q4_0'}", "'b', for which there is no adapter"),
         (ADAPTED + "[serve_as]\nbase = {base = 'base', quantization = 'q9'}", "must be one of q8_0, q4_0"),
@@ -430,18 +433,19 @@ def test_a_manifest_that_spells_its_variants_otherwise_is_left_alone(tmp_path: P
 # When an expert abstains
 
 
-RULE = Abstention(-1.5, 1.0, -12.25)
+def rule_for(content: bytes, bias: float = -1.5) -> Abstention:
+    return Abstention(hashlib.sha256(content).hexdigest()[:12], bias, 1.0, -12.25)
 
 
 def test_a_rule_of_when_to_abstain_is_one_line_beside_the_rest(tmp_path: Path) -> None:
     path = adapted_twice(tmp_path)
     before = path.read_text("utf-8")
-    install_abstention(path.parent, "base", RULE)
-    install_abstention(path.parent, "base-20-layers", replace(RULE, bias=1 / 3))
-    install_abstention(path.parent, "base", replace(RULE, bias=2.0))
+    install_abstention(path.parent, "base", rule_for(b"base"))
+    install_abstention(path.parent, "base-20-layers", rule_for(b"base-20-layers", 1 / 3))
+    install_abstention(path.parent, "base", rule_for(b"base", 2.0))
     assert load_expert(path, tmp_path).abstention == {
-        "base": replace(RULE, bias=2.0),
-        "base-20-layers": replace(RULE, bias=0.3333),
+        "base": rule_for(b"base", 2.0),
+        "base-20-layers": rule_for(b"base-20-layers", 0.3333),
     }
     assert path.read_text("utf-8").startswith(before)
 
@@ -449,9 +453,16 @@ def test_a_rule_of_when_to_abstain_is_one_line_beside_the_rest(tmp_path: Path) -
 def test_a_rule_goes_with_the_adapter_it_was_calibrated_for(tmp_path: Path) -> None:
     path = adapted_twice(tmp_path)
     for base in ("base", "base-20-layers"):
-        install_abstention(path.parent, base, RULE)
+        install_abstention(path.parent, base, rule_for(base.encode()))
     install_adapter(path.parent, "base", trained(tmp_path / "anew", b"anew"), {})
-    assert load_expert(path, tmp_path).abstention == {"base-20-layers": RULE}
+    assert load_expert(path, tmp_path).abstention == {"base-20-layers": rule_for(b"base-20-layers")}
+
+
+def test_a_rule_of_other_weights_is_left_out_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = adapted_twice(tmp_path)
+    install_abstention(path.parent, "base", rule_for(b"other weights"))
+    assert load_expert(path, tmp_path).abstention == {}
+    assert "[abstention] is of another adapter than base has" in caplog.text
 
 
 # All of them

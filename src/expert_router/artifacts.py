@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import tomllib
@@ -26,6 +27,8 @@ from expert_router.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -118,12 +121,12 @@ def install_variant(expert: Path, base: str, variant: ModelVariant) -> None:
 
 
 def install_abstention(expert: Path, base: str, rule: Abstention) -> None:
-    """Say in the expert's manifest when it refuses with its adapter for ``base``; another adapter needs its own.
+    """Say in the expert's manifest when it refuses with its adapter for ``base``.
 
     Raises ``ConfigError`` when the manifest cannot say it; nothing is changed then.
     """
     path = expert / "expert.toml"
-    entry = {name: round(value, 4) for name, value in asdict(rule).items()}
+    entry = {name: value if isinstance(value, str) else round(value, 4) for name, value in asdict(rule).items()}
     write_atomically(path, _with_line(path, _read_manifest(path), "abstention", base, entry).encode())
 
 
@@ -219,7 +222,7 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         base_model=manifest.get("base_model"),
         adapters=adapters,
         serve_as=_variants(manifest.get("serve_as", {}), adapters),
-        abstention=_abstention(manifest.get("abstention", {}), adapters),
+        abstention=_abstention(manifest.get("abstention", {}), adapters, path.parent),
         questions=home / data["questions"] if "questions" in data else None,
         knowledge=home / data["knowledge"] if "knowledge" in data else None,
         reading=home / data["reading"] if "reading" in data else None,
@@ -251,18 +254,24 @@ def _variants(table: object, adapters: dict[str, Adapter]) -> dict[str, ModelVar
     return {name: ModelVariant(entry["base"], entry["quantization"]) for name, entry in table.items()}
 
 
-def _abstention(table: object, adapters: dict[str, Adapter]) -> dict[str, Abstention]:
+def _abstention(table: object, adapters: dict[str, Adapter], folder: Path) -> dict[str, Abstention]:
+    """The rules; one for other weights than the adapter's is left out, as it would refuse at the wrong point."""
     if not isinstance(table, dict):
         raise TypeError("abstention must be a table")
     names = [each.name for each in fields(Abstention)]
+    rules = {}
     for base, entry in table.items():
-        if not isinstance(entry, dict) or sorted(entry) != sorted(names):
+        if not isinstance(entry, dict) or sorted(entry) != sorted(names) or not isinstance(entry["adapter"], str):
             raise ValueError(f"when it abstains on {base!r} must have {', '.join(names)}, and nothing else")
-        if not all(isinstance(value, int | float) and isfinite(value) for value in entry.values()):
+        if not all(isinstance(entry[name], int | float) and isfinite(entry[name]) for name in names[1:]):
             raise ValueError(f"when it abstains on {base!r} must be numbers")
         if base not in adapters:
             raise ValueError(f"it cannot abstain on {base!r}, for which there is no adapter")
-    return {base: Abstention(**entry) for base, entry in table.items()}
+        if adapters[base].sha256.startswith(entry["adapter"]):
+            rules[base] = Abstention(**entry)
+        else:
+            logger.warning("%s: [abstention] is of another adapter than %s has. Calibrate it anew.", folder, base)
+    return rules
 
 
 def _table(manifest: dict[str, Any], key: str, known: set[str]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Engine(Protocol):
 
         The first chunk may be empty: it says that the prompt was accepted. ``ContextLengthError`` comes before any
         chunk, ``EngineError`` at any time. The last chunk carries ``finish_reason`` and ``usage``. An engine that
-        cannot tell the first token's probability leaves it out, whatever ``params`` ask for.
+        cannot tell the first token's probability leaves it out, whatever ``params`` ask for; one that can goes on from
+        ``params.begin``.
         """
         ...
 

@@ -35,8 +35,9 @@ class Message:
 class GenerationParams:
     """How to sample. ``temperature`` 0 is greedy decoding and therefore deterministic.
 
-    ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it. ``probability``
-    asks for that of the first token. Nobody gives a beginning to an engine that does not tell probabilities.
+    ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
+    ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
+    one to another.
     """
 
     max_tokens: int = 256
@@ -96,9 +97,11 @@ class ModelVariant:
 class Abstention:
     """When an expert that reads says that it does not know: a logistic rule, calibrated for one adapter.
 
-    ``doubt`` weighs the log-odds that the expert itself begins to refuse, ``match`` the score of the best passage.
+    ``doubt`` weighs the log-odds that the expert itself begins to refuse, ``match`` how similar the passages found are
+    to the question, all of them together. ``adapter`` are the first digits of the hash it was calibrated with.
     """
 
+    adapter: str
     bias: float
     doubt: float
     match: float
@@ -130,11 +133,14 @@ class Found:
     """A passage that retrieval found, and how well it fits the question: about 0 to 1.5, comparable within a search.
 
     ``excerpt`` are its sentences closest to the question, in the passage's order; empty stands for all of them.
+    ``similarity`` is the cosine, of the question and the closest text of the passage: unlike the score it does not grow
+    with the question's length, so that searches may be compared by it.
     """
 
     passage: Passage
     score: float
     excerpt: str = ""
+    similarity: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ class Expert:
     ``abstention``, by the adapter's base, is when it refuses; without one, whenever it begins to.
     ``questions`` is its CSV of questions and answers, ``knowledge`` the folder of texts it answers from, ``reading`` a
     CSV of questions about those texts to train on, ``unanswerable`` one of questions of its field that they do not
-    answer, to measure on.
+    answer, to calibrate and to measure on.
     """
 
     name: str

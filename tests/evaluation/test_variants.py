@@ -11,7 +11,7 @@ from expert_router.evaluation.variants import WithoutAnswers, build_variants
 from expert_router.serving.build import Parts
 from expert_router.serving.dispatcher import Library
 from expert_router.settings import Settings
-from expert_router.types import Adapter, ChatRequest, Expert, Message, Served
+from expert_router.types import Abstention, Adapter, ChatRequest, Expert, Message, Served
 from support import BENZ, EXPERTS, NAPS, SLEEP, STAGES, FixedKnowledge, lexical_router
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class AdaptedEngine(EchoEngine):
 
 def variants(*, adapted: bool, reads: bool) -> Variants:
     adapters = {"echo": Adapter(Path("adapter"), "a" * 64)} if adapted else {}
-    sleep = replace(SLEEP, adapters=adapters, knowledge=Path("sleep"))
+    rules = {"echo": Abstention("a" * 12, 0.0, 1.0, 0.0)} if adapted else {}
+    sleep = replace(SLEEP, adapters=adapters, abstention=rules, knowledge=Path("sleep"))
     parts = Parts(Settings(), {**EXPERTS, "sleep": sleep}, progress=False)
     library = Library(KNOWLEDGE, 2) if reads else None
     return build_variants(parts, lexical_router(), AdaptedEngine(), library, {QUESTION: ("twenty minutes",)})
@@ -62,6 +63,12 @@ def test_the_variants_are_those_that_exist_and_the_last_one_serves(adapted: bool
 
 def test_an_expert_with_nothing_to_read_has_no_variant_that_reads() -> None:
     assert variants(adapted=True, reads=True).of("cars") == ("base", "instructions")
+
+
+async def test_an_adapters_rule_of_when_to_refuse_is_left_out_with_it() -> None:
+    built = variants(adapted=True, reads=True)
+    assert built.by_name["adapter+knowledge"].experts["sleep"].abstention
+    assert not built.by_name["base+knowledge"].experts["sleep"].abstention
 
 
 async def test_each_variant_leaves_out_what_its_name_leaves_out() -> None:

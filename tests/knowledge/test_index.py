@@ -84,6 +84,16 @@ def test_words_find_what_the_encoder_does_not_understand(tmp_path: Path) -> None
     assert titles(make_index(tmp_path, BlindEncoder()), "sleep", "melatonin")[0] == MELATONIN.title
 
 
+def test_similarity_is_the_cosine_alone_and_does_not_grow_with_the_question(index: KnowledgeIndex) -> None:
+    short = "Bright light stops it"
+    long = f"{short}. {short}. {short}."
+    once, thrice = (index.search("sleep", question, limit=1)[0] for question in (short, long))
+    assert once.passage.title == thrice.passage.title == MELATONIN.title
+    assert thrice.similarity == pytest.approx(once.similarity, abs=0.01)
+    assert 0 < once.similarity <= 1
+    assert once.score > once.similarity  # the words' share
+
+
 def test_meaning_finds_what_is_said_in_other_words(tmp_path: Path) -> None:
     question = "Does lamplight hinder the hormone?"
     assert not TermIndex(CORPORA).scores(question).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,22 +10,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expert_router.engines.echo import EchoEngine
-from expert_router.knowledge.grounding import UNKNOWN, grounded_question, is_unknown
-from expert_router.serving.abstention import ask_doubt, doubt, match
+from expert_router.knowledge.grounding import UNKNOWN, is_unknown
+from expert_router.serving.abstention import doubt_of, match_of
 from expert_router.types import Abstention, ChatRequest, Chunk, Done, Found, GenerationParams, Message, Scores, Usage
 from support import BENZ, CARS, NAPS, SLEEP, STAGES, FixedKnowledge, FixedRouter, build
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from expert_router.ports import Knowledge
     from expert_router.types import Expert
 
 ANSWER = "[1] The eyes dart about under closed lids."
-BY_DOUBT = Abstention(bias=0.0, doubt=1.0, match=0.0)
-BRAVE = Abstention(bias=-3.0, doubt=1.0, match=0.0)
-SHY = Abstention(bias=3.0, doubt=1.0, match=0.0)
+BY_DOUBT = Abstention("ab12", bias=0.0, doubt=1.0, match=0.0)
+BRAVE = replace(BY_DOUBT, bias=-3.0)
+SHY = replace(BY_DOUBT, bias=3.0)
 KNOWLEDGE = FixedKnowledge({"sleep": [STAGES, NAPS], "cars": [BENZ]})
 BOTH = Scores({"sleep": 0.9, "cars": 0.8}, 0.05)
+FIRST = GenerationParams(max_tokens=1, probability=True)
 
 
 @dataclass
@@ -34,9 +37,10 @@ class LeaningEngine(EchoEngine):
     leaning: Mapping[str, float]
     tells: bool = True
     says: str = ""
-    asked: list[tuple[str, GenerationParams]] = field(default_factory=list)
+    asked: list[GenerationParams] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
-    left: int = 0
+    open: int = 0
+    most_open: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -44,23 +48,23 @@ class LeaningEngine(EchoEngine):
     async def stream(
         self, expert: Expert, messages: Sequence[Message], params: GenerationParams
     ) -> AsyncGenerator[Chunk]:
-        self.asked.append((expert.name, params))
+        self.asked.append(params)
         self.read.append(messages[-1].content)
+        self.open += 1
+        self.most_open = max(self.open, self.most_open)
         refusing = self.leaning[expert.name]
         refuses = is_unknown(params.begin) or (not params.begin and refusing > 0.5)
         text = self.says or (UNKNOWN if refuses else ANSWER)
+        first, *rest = text[:1], *text[1:].split(" ")
+        pieces = [first, *(f"{word} " for word in rest)][: params.max_tokens]
         told = max(refusing, 1 - refusing) if params.probability and self.tells else None
-        first, rest = text[:1], text[1:]
-        finished = False
         try:
             yield Chunk("")
-            yield Chunk(first, probability=told)
-            for word in rest.split(" "):
-                yield Chunk(f"{word} ")
-            finished = True
+            for n, piece in enumerate(pieces):
+                yield Chunk(piece, probability=None if n else told)
+            yield Chunk("", "stop", Usage(10, len(pieces)))
         finally:
-            self.left += not finished
-        yield Chunk("", "stop", Usage(10, 1 + len(rest.split(" "))))
+            self.open -= 1
 
 
 def experts(rule: Abstention | None, base: str = "echo") -> dict[str, Expert]:
@@ -68,74 +72,81 @@ def experts(rule: Abstention | None, base: str = "echo") -> dict[str, Expert]:
     return {e.name: replace(e, knowledge=Path(e.name), abstention=rules) for e in (SLEEP, CARS)}
 
 
-async def said(engine: LeaningEngine, rule: Abstention | None, *, base: str = "echo") -> str:
-    dispatcher = build(engine, experts=experts(rule, base), knowledge=KNOWLEDGE)
+async def said(
+    engine: LeaningEngine, rule: Abstention | None, *, base: str = "echo", knowledge: Knowledge = KNOWLEDGE
+) -> str:
+    dispatcher = build(engine, experts=experts(rule, base), knowledge=knowledge)
     answer = await dispatcher.ask(ChatRequest((Message("user", "What do the eyes do?"),), "sleep"))
     return answer.text.strip()
 
 
-@pytest.mark.parametrize(("leaning", "text"), [(0.3, ANSWER), (0.7, UNKNOWN)])
-async def test_where_the_rule_agrees_the_expert_is_asked_once_and_heard_out(leaning: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("leaning", "rule", "text"),
+    [
+        (0.3, BY_DOUBT, ANSWER),
+        (0.7, BY_DOUBT, UNKNOWN),
+        (0.3, SHY, UNKNOWN),  # too brave by itself
+        (0.9, BRAVE, ANSWER),  # too shy
+        (0.96, BRAVE, UNKNOWN),  # log-odds of 3 are 0.953
+    ],
+)
+async def test_the_rule_weighs_how_sure_the_expert_is(leaning: float, rule: Abstention, text: str) -> None:
     engine = LeaningEngine({"sleep": leaning})
-    assert await said(engine, BY_DOUBT) == text
-    assert [params.begin for _, params in engine.asked] == [""]
-    assert engine.left == 0
+    assert await said(engine, rule) == text
+    assert engine.asked == [FIRST, GenerationParams(begin="I don't know" if text == UNKNOWN else "[")]
 
 
-async def test_an_expert_that_is_too_brave_is_made_to_refuse() -> None:
+async def test_it_is_asked_twice_with_one_prompt_and_never_at_once() -> None:
     engine = LeaningEngine({"sleep": 0.3})
-    assert await said(engine, SHY) == UNKNOWN
-    assert [params.begin for _, params in engine.asked] == ["", "I don't know"]
-    assert engine.left == 1, "the answer it had begun goes on in nobody's slot"
+    await said(engine, BY_DOUBT)
+    assert len(set(engine.read)) == 1
+    assert (engine.open, engine.most_open) == (0, 1)
 
 
-async def test_an_expert_that_is_too_shy_is_made_to_answer() -> None:
-    engine = LeaningEngine({"sleep": 0.9})
-    assert await said(engine, BRAVE) == ANSWER
-    assert [params.begin for _, params in engine.asked] == ["", "["]
-    assert engine.left == 1
-
-
-async def test_the_rule_is_of_degree_not_of_kind() -> None:
-    said_at = {leaning: await said(LeaningEngine({"sleep": leaning}), BRAVE) for leaning in (0.6, 0.9, 0.96, 0.99)}
-    assert said_at == {0.6: ANSWER, 0.9: ANSWER, 0.96: UNKNOWN, 0.99: UNKNOWN}  # log-odds of 3 are 0.953
+async def test_how_it_is_sampled_does_not_change_whether_it_refuses() -> None:
+    engine = LeaningEngine({"sleep": 0.3})
+    dispatcher = build(engine, experts=experts(SHY), knowledge=KNOWLEDGE)
+    params = GenerationParams(max_tokens=40, temperature=1.5, top_p=0.5, seed=3, stop=("say",))
+    answer = await dispatcher.ask(ChatRequest((Message("user", "Why?"),), "sleep", params))
+    assert is_unknown(answer.text)
+    assert engine.asked == [FIRST, replace(params, begin="I don't know")]
 
 
 async def test_what_was_found_counts_too() -> None:
-    by_match = Abstention(bias=1.0, doubt=0.0, match=-1.0)
-    good = await said(LeaningEngine({"sleep": 0.99}), by_match)  # scores of 1.2 and 1.1
-    poor = await said(LeaningEngine({"sleep": 0.01}), replace(by_match, bias=1.2))
-    assert (good, poor) == (ANSWER, UNKNOWN)
-    assert match([Found(STAGES, 1.2), Found(NAPS, 1.1)]) == pytest.approx(1.15)
+    by_match = Abstention("ab12", bias=0.5, doubt=0.0, match=-1.0)
+
+    def finding(similarity: float) -> FixedKnowledge:
+        return replace(KNOWLEDGE, similarity=similarity)
+
+    assert await said(LeaningEngine({"sleep": 0.99}), by_match, knowledge=finding(0.6)) == ANSWER
+    assert await said(LeaningEngine({"sleep": 0.01}), by_match, knowledge=finding(0.4)) == UNKNOWN
+    assert match_of([Found(STAGES, 9.0, "", 0.8), Found(NAPS, 5.0, "", 0.6)]) == pytest.approx(0.7)
 
 
-async def test_without_a_rule_the_expert_has_its_own_way() -> None:
-    engine = LeaningEngine({"sleep": 0.9})
-    assert await said(engine, None) == UNKNOWN
-    assert [params.probability for _, params in engine.asked] == [False]
-
-
-async def test_the_rule_of_another_bases_adapter_is_not_used() -> None:
-    assert await said(LeaningEngine({"sleep": 0.9}), BRAVE, base="another") == UNKNOWN
+@pytest.mark.parametrize(
+    ("engine", "rule", "base", "knowledge", "text"),
+    [
+        (LeaningEngine({"sleep": 0.9}), None, "echo", KNOWLEDGE, UNKNOWN),
+        (LeaningEngine({"sleep": 0.9}), BRAVE, "another base", KNOWLEDGE, UNKNOWN),
+        (LeaningEngine({"sleep": 0.1}), SHY, "echo", FixedKnowledge({}), ANSWER),
+    ],
+)
+async def test_without_a_rule_or_anything_read_the_expert_has_its_own_way(
+    engine: LeaningEngine, rule: Abstention | None, base: str, knowledge: FixedKnowledge, text: str
+) -> None:
+    assert await said(engine, rule, base=base, knowledge=knowledge) == text
+    assert engine.asked == [GenerationParams()]
 
 
 async def test_an_engine_that_tells_no_probabilities_is_not_overruled() -> None:
     engine = LeaningEngine({"sleep": 0.9}, tells=False)
     assert await said(engine, BRAVE) == UNKNOWN
-    assert len(engine.asked) == 1
+    assert engine.asked[-1] == GenerationParams()
 
 
 async def test_who_says_something_else_is_not_overruled() -> None:
     engine = LeaningEngine({"sleep": 0.1}, says="Hello there.")
     assert await said(engine, SHY) == "Hello there."
-    assert len(engine.asked) == 1
-
-
-async def test_an_expert_that_found_nothing_to_read_is_not_overruled() -> None:
-    engine = LeaningEngine({"sleep": 0.1})
-    dispatcher = build(engine, experts=experts(SHY), knowledge=FixedKnowledge({}))
-    answer = await dispatcher.ask(ChatRequest((Message("user", "Why?"),), "sleep"))
-    assert answer.text.strip() == ANSWER
 
 
 async def test_the_usage_is_that_of_the_answer_given() -> None:
@@ -143,7 +154,17 @@ async def test_the_usage_is_that_of_the_answer_given() -> None:
     request = ChatRequest((Message("user", "Why?"),), "sleep")
     *_, done = [event async for event in dispatcher.stream(request)]
     assert isinstance(done, Done)
-    assert done.usage == Usage(10, 1 + UNKNOWN.count(" ") + 1)
+    assert done.usage == Usage(10, 2 + UNKNOWN[1:].count(" "))
+
+
+async def test_who_leaves_frees_the_engine() -> None:
+    engine = LeaningEngine({"sleep": 0.3})
+    dispatcher = build(engine, experts=experts(SHY), knowledge=KNOWLEDGE)
+    async with aclosing(dispatcher.stream(ChatRequest((Message("user", "Why?"),), "sleep"))) as events:
+        async for event in events:
+            if event.text:
+                break
+    assert engine.open == 0
 
 
 async def test_of_two_experts_each_has_its_own_doubt() -> None:
@@ -156,22 +177,14 @@ async def test_of_two_experts_each_has_its_own_doubt() -> None:
 
 
 def test_doubt_is_the_log_odds_of_refusing_whatever_the_expert_begins() -> None:
-    assert doubt(Chunk("I", probability=0.9)) == pytest.approx(doubt(Chunk("[", probability=0.1)))
-    assert doubt(Chunk("[1", probability=0.9)) == pytest.approx(-2.197, abs=0.001)
-    assert doubt(Chunk("I don't know: ", probability=0.5)) == pytest.approx(0.0)
-    assert doubt(Chunk("I", probability=1.0)) == pytest.approx(13.8, abs=0.1)
+    assert doubt_of(Chunk("I", probability=0.9)) == pytest.approx(doubt_of(Chunk("[", probability=0.1)))
+    assert doubt_of(Chunk("[1", probability=0.9)) == pytest.approx(-2.197, abs=0.001)
+    assert doubt_of(Chunk("I don't know: ", probability=0.5)) == pytest.approx(0.0)
+    assert doubt_of(Chunk("I", probability=1.0)) == pytest.approx(13.8, abs=0.1)
 
 
 def test_nothing_is_known_of_another_beginning_or_without_a_probability() -> None:
-    assert doubt(Chunk("It", probability=0.9)) is None
-    assert doubt(Chunk("I am", probability=0.9)) is None
-    assert doubt(Chunk("[")) is None
-
-
-async def test_an_expert_is_asked_for_its_doubt_with_the_prompt_it_answers_from() -> None:
-    engine = LeaningEngine({"sleep": 0.9})
-    found = KNOWLEDGE.search("sleep", "Why?")
-    assert await ask_doubt(engine, SLEEP, "Why?", found) == pytest.approx(2.197, abs=0.001)
-    ((_, params),) = engine.asked
-    assert params == GenerationParams(max_tokens=1, probability=True)
-    assert engine.read == [grounded_question("Why?", found)]
+    assert doubt_of(Chunk("It", probability=0.9)) is None
+    assert doubt_of(Chunk("I am", probability=0.9)) is None
+    assert doubt_of(Chunk("", probability=0.9)) is None
+    assert doubt_of(Chunk("[")) is None

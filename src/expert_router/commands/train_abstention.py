@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_router.commands.measuring import AT_ONCE, require_packages
@@ -55,10 +54,11 @@ def calibrate(args: Namespace, settings: Settings, data: Path, experts: Mapping[
     if served.adapter is None:
         raise ConfigError(f"The expert {expert.name!r} has no adapter: expert-router train expert {expert.name}")
     questions = _questions(parts, data, expert)
-    asked = asyncio.run(_ask(engine, replace(expert, abstention={}), questions))
-    calibrated = fit_abstention(asked, false_refusals=args.false_refusals, seed=args.seed)
+    asked = asyncio.run(_ask(engine, expert, questions))
+    calibrated = fit_abstention(asked, served.adapter, false_refusals=args.false_refusals, seed=args.seed)
+    _show(calibrated, asked)
     install_abstention(settings.resolve(settings.paths.experts) / expert.name, served.base, calibrated.rule)
-    _show(calibrated, asked, expert, served.base)
+    print(f"{expert.name} abstains so on {served.base} from the next start on.")
     return 0
 
 
@@ -84,6 +84,8 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
     asked = [(item.question, search(item.question)) for item in items]
     answered = [(text, found, True) for item, (text, found) in zip(items, asked, strict=True) if answers(item, found)]
     nobodys = [each.text for each in unanswerable_questions(expert, CALIBRATION)]
+    if expert.unanswerable is not None and not nobodys:
+        raise ConfigError(f"{expert.unanswerable} has no question of the split {CALIBRATION!r}.")
     if nobodys:
         return answered + [(text, search(text), False) for text in nobodys]
     without = WithoutAnswers(parts.knowledge, {item.question: item.keys for item in items})
@@ -93,15 +95,19 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
 async def _ask(engine: Engine, expert: Expert, questions: Sequence[tuple[str, Sequence[Found], bool]]) -> list[Asked]:
     from tqdm.asyncio import tqdm
 
-    from expert_router.serving.abstention import ask_doubt, match
+    from expert_router.serving.abstention import doubt_of, first_token, match_of, refuses
+    from expert_router.serving.prompts import expert_messages
     from expert_router.training.abstention import Asked
+    from expert_router.types import Message
 
     room = asyncio.Semaphore(AT_ONCE)
 
     async def ask(question: str, found: Sequence[Found], answerable: bool) -> Asked | None:
+        messages = expert_messages(expert, [Message("user", question)], found=found)
         async with room:
-            leaning = await ask_doubt(engine, expert, question, found) if found else None
-        return None if leaning is None else Asked(leaning, match(found), answerable)
+            first = await first_token(engine, expert, messages)
+        doubt = doubt_of(first) if found else None
+        return None if doubt is None else Asked(doubt, match_of(found), answerable, refuses(first))
 
     try:
         await engine.warm_up(expert)
@@ -116,7 +122,7 @@ async def _ask(engine: Engine, expert: Expert, questions: Sequence[tuple[str, Se
     return [each for each in asked if each is not None]
 
 
-def _show(calibrated: Calibrated, asked: Sequence[Asked], expert: Expert, base: str) -> None:
+def _show(calibrated: Calibrated, asked: Sequence[Asked]) -> None:
     known = sum(each.answerable for each in asked)
     rule, itself = calibrated.by_rule, calibrated.by_itself
     by_doubt, by_match, by_both = calibrated.auroc
@@ -124,4 +130,3 @@ def _show(calibrated: Calibrated, asked: Sequence[Asked], expert: Expert, base: 
     print(f"Refused by itself:   {itself.answerable:.0%} of the former, {itself.unanswerable:.0%} of the latter.")
     print(f"Refused by the rule: {rule.answerable:.0%} and {rule.unanswerable:.0%} (cross-validated).")
     print(f"AUROC of its own doubt {by_doubt:.3f}, of retrieval's match {by_match:.3f}, of both {by_both:.3f}.")
-    print(f"{expert.name} abstains so on {base} from the next start on.")

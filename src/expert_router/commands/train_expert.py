@@ -34,7 +34,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--max-tokens", type=int, default=1536, help="of one example, prompt and answer together")
     group.add_argument("--max-steps", type=int, default=-1, help="stop after so many steps, for a trial")
     group.add_argument(
-        "--whole-answers", type=float, default=1.0, metavar="SHARE", help="of the others only the choice counts"
+        "--whole-answers",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of examples whose answer counts whole; of the rest its first three tokens",
     )
     group.add_argument("--passes", type=int, default=3, help="over the questions, with other distractors each time")
     group.add_argument("--quantization", choices=("none", "nf4"), default="none", help="nf4: QLoRA, needs a GPU")

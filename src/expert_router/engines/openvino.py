@@ -91,15 +91,9 @@ class LoadedModel:
         self._tokenizer_lock = threading.Lock()
         self.batcher = Batcher(pipeline, name)
 
-    def encode(self, messages: Sequence[dict[str, str]], begun: Sequence[int] = ()) -> Any:
-        """The conversation in the model's chat template, as an int64 tensor of shape (1, tokens).
-
-        ``begun`` are the tokens that the answer begins with.
-        """
-        import openvino as ov
-
-        prompt = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
-        return ov.Tensor(np.array([[*self.token_ids(prompt), *begun]], dtype=np.int64))
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The conversation in the model's chat template."""
+        return self.token_ids(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
 
     def token_ids(self, text: str) -> list[int]:
         with self._tokenizer_lock:
@@ -110,9 +104,9 @@ class LoadedModel:
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
 
-    def generation_config(self, params: GenerationParams, prompt_tokens: int) -> Any:
+    def generation_config(self, params: GenerationParams) -> Any:
         config = self._genai.GenerationConfig()
-        config.max_new_tokens = min(params.max_tokens, self.context_tokens - prompt_tokens)
+        config.max_new_tokens = params.max_tokens
         config.eos_token_id = self._tokenizer.get_eos_token_id()
         config.stop_token_ids = {config.eos_token_id}
         config.repetition_penalty = self._repetition_penalty
@@ -126,6 +120,13 @@ class LoadedModel:
 
     def close(self) -> None:
         self.batcher.close()
+
+
+def as_tensor(ids: Sequence[int]) -> Any:
+    """Shape (1, tokens), int64."""
+    import openvino as ov
+
+    return ov.Tensor(np.array([ids], dtype=np.int64))
 
 
 class Detokenizer:
@@ -176,10 +177,8 @@ class OpenVINOEngine:
     ) -> AsyncGenerator[Chunk]:
         async with self._models.lease(self._key_of(expert)) as model:
             conversation = [{"role": message.role, "content": message.content} for message in messages]
-            begun = model.token_ids(params.begin) if params.begin else []
-            params = replace(params, max_tokens=max(1, params.max_tokens - len(begun)))
-            input_ids = await asyncio.to_thread(model.encode, conversation, begun)
-            prompt_tokens = int(input_ids.shape[1])
+            prompt = await asyncio.to_thread(model.encode, conversation)
+            prompt_tokens = len(prompt)
             if prompt_tokens >= model.context_tokens:
                 raise ContextLengthError(
                     f"The conversation is too long: {model.name} holds {model.context_tokens} tokens, the answer "
@@ -187,7 +186,10 @@ class OpenVINOEngine:
                     param="messages",
                 )
             yield Chunk("")  # accepted
-            batches = model.batcher.generate(input_ids, model.generation_config(params, prompt_tokens))
+            room = min(params.max_tokens, model.context_tokens - prompt_tokens)
+            begun = (await asyncio.to_thread(model.token_ids, params.begin))[: room - 1] if params.begin else []
+            config = model.generation_config(replace(params, max_tokens=room - len(begun)))
+            batches = model.batcher.generate(as_tensor([*prompt, *begun]), config)
             answer = _to_chunks(batches, model.decode, params, prompt_tokens, begun)
             async with aclosing(answer) as chunks:
                 async for chunk in chunks:
@@ -276,8 +278,8 @@ def canary_answer(model: LoadedModel, prompt: str) -> str:
 
 
 async def _greedy_answer(model: LoadedModel, prompt: str) -> str:
-    input_ids = model.encode([{"role": "user", "content": prompt}])
-    config = model.generation_config(GenerationParams(max_tokens=CANARY_TOKENS), int(input_ids.shape[1]))
+    input_ids = as_tensor(model.encode([{"role": "user", "content": prompt}]))
+    config = model.generation_config(GenerationParams(max_tokens=CANARY_TOKENS))
     config.repetition_penalty = 1.0  # the answer was recorded without it
     ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]
     return model.decode(ids)
@@ -310,4 +312,4 @@ async def _to_chunks(
     if finish_reason is None:
         raise EngineError("The engine ended the answer without saying why.")
     rest = "" if scanner.stopped else scanner.feed(detokenizer.flush()) + scanner.flush()
-    yield Chunk(rest, finish_reason, Usage(prompt_tokens - len(begun), completion_tokens), probability)
+    yield Chunk(rest, finish_reason, Usage(prompt_tokens, completion_tokens), probability)

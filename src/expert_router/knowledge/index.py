@@ -72,10 +72,16 @@ class KnowledgeIndex:
             return []
         rough = self._passages_PD[own_P] @ vector_D + terms_P[own_P]
         candidates = own_P[np.argsort(-rough, kind="stable")[:CANDIDATES]]
-        scores = self._best_sentences(candidates, vector_D) + terms_P[candidates]
-        best = np.argsort(-scores, kind="stable")[:limit]
+        cosines_C = self._best_sentences(candidates, vector_D)
+        scores_C = cosines_C + terms_P[candidates]
+        best = np.argsort(-scores_C, kind="stable")[:limit]
         return [
-            Found(self._terms.passages[candidates[n]], float(scores[n]), self._excerpt(candidates[n], vector_D))
+            Found(
+                self._terms.passages[candidates[n]],
+                float(scores_C[n]),
+                self._excerpt(candidates[n], vector_D),
+                float(cosines_C[n]),
+            )
             for n in best
         ]
 

@@ -6,7 +6,7 @@ is ready to bear (Geifman and El-Yaniv, Selective Classification for Deep Neural
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FEWEST = 20
 """Questions of either kind."""
+LEAST_AUROC = 0.6
+DIGITS = 12
+"""Of a hash, enough to tell adapters apart."""
 _FOLDS, _REPEATS = 5, 4
 
 
@@ -31,6 +34,8 @@ class Asked:
     doubt: float
     match: float
     answerable: bool
+    refused: bool
+    """By the expert itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,54 +60,60 @@ class Calibrated:
     auroc: tuple[float, float, float]
 
 
-def fit_abstention(asked: Sequence[Asked], *, false_refusals: float, seed: int = 0) -> Calibrated:
+def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: float, seed: int = 0) -> Calibrated:
     """The rule that refuses ``false_refusals``, a share, of what is answerable and as much as it can of the rest.
 
-    Raises ``TrainingError`` when there are too few questions of a kind.
+    ``adapter`` is the hash of the weights that were asked. Raises ``TrainingError`` when there are too few questions of
+    a kind, or neither doubt nor match tells the one kind from the other.
     """
     from sklearn.model_selection import RepeatedStratifiedKFold
 
     X_N2 = np.array([(each.doubt, each.match) for each in asked]).reshape(-1, 2)
-    known_N = np.array([each.answerable for each in asked], dtype=bool)
-    if min(known_N.sum(), (~known_N).sum()) < FEWEST:
+    answerable_N = np.array([each.answerable for each in asked], dtype=bool)
+    if min(answerable_N.sum(), (~answerable_N).sum()) < FEWEST:
         raise TrainingError(
             f"To find when an expert should refuse takes at least {FEWEST} questions that its texts answer and as many "
-            f"that they do not; there are {known_N.sum()} and {(~known_N).sum()}."
+            f"that they do not; there are {answerable_N.sum()} and {(~answerable_N).sum()}."
         )
     folds = RepeatedStratifiedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=seed)
     held_out = []
-    for fit, test in folds.split(X_N2, known_N):
-        scores = _scores(_fit(X_N2[fit], known_N[fit], false_refusals), X_N2[test])
-        held_out.append((*_refused(scores > 0, known_N[test]), _auroc(scores, known_N[test])))
+    for fit, test in folds.split(X_N2, answerable_N):
+        scores = _scores(_fit(X_N2[fit], answerable_N[fit], adapter, false_refusals), X_N2[test])
+        held_out.append((*_refused(scores > 0, answerable_N[test]), _auroc(scores, answerable_N[test])))
     answerable, unanswerable, both = (float(value) for value in np.mean(held_out, axis=0))
+    rule = _fit(X_N2, answerable_N, adapter, false_refusals)
+    if both < LEAST_AUROC or rule.doubt < 0 or rule.match > 0:
+        raise TrainingError(
+            f"Neither the expert's doubt nor what is found tells which questions the texts answer (AUROC {both:.2f}): "
+            "a rule made of that would refuse by chance. Train the expert for longer, or write clearer questions."
+        )
     return Calibrated(
-        _fit(X_N2, known_N, false_refusals),
+        rule,
         Refused(answerable, unanswerable),
-        Refused(*_refused(X_N2[:, 0] > 0, known_N)),
-        (_auroc(X_N2[:, 0], known_N), _auroc(-X_N2[:, 1], known_N), both),
+        Refused(*_refused(np.array([each.refused for each in asked]), answerable_N)),
+        (_auroc(X_N2[:, 0], answerable_N), _auroc(-X_N2[:, 1], answerable_N), both),
     )
 
 
-def _fit(X_N2: NDArray[np.float64], known_N: NDArray[np.bool_], false_refusals: float) -> Abstention:
+def _fit(X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], adapter: str, false_refusals: float) -> Abstention:
     from sklearn.linear_model import LogisticRegression
 
     deviation_2 = X_N2.std(axis=0) + 1e-9
-    model = LogisticRegression(class_weight="balanced").fit(X_N2 / deviation_2, ~known_N)
+    model = LogisticRegression(class_weight="balanced").fit(X_N2 / deviation_2, ~answerable_N)
     doubt, match = (float(weight) for weight in model.coef_[0] / deviation_2)
-    rule = Abstention(0.0, doubt, match)
-    least = float(np.quantile(_scores(rule, X_N2[known_N]), 1 - false_refusals))
-    return Abstention(-least, doubt, match)
+    rule = Abstention(adapter[:DIGITS], 0.0, doubt, match)
+    return replace(rule, bias=-float(np.quantile(_scores(rule, X_N2[answerable_N]), 1 - false_refusals)))
 
 
 def _scores(rule: Abstention, X_N2: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rule.bias + X_N2 @ np.array([rule.doubt, rule.match]))
 
 
-def _refused(refuses_N: NDArray[np.bool_], known_N: NDArray[np.bool_]) -> tuple[float, float]:
-    return float(refuses_N[known_N].mean()), float(refuses_N[~known_N].mean())
+def _refused(refuses_N: NDArray[np.bool_], answerable_N: NDArray[np.bool_]) -> tuple[float, float]:
+    return float(refuses_N[answerable_N].mean()), float(refuses_N[~answerable_N].mean())
 
 
-def _auroc(scores_N: NDArray[np.float64], known_N: NDArray[np.bool_]) -> float:
+def _auroc(scores_N: NDArray[np.float64], answerable_N: NDArray[np.bool_]) -> float:
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(~known_N, scores_N))
+    return float(roc_auc_score(~answerable_N, scores_N))
