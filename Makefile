@@ -49,9 +49,11 @@ check: $(VENV)/.dev  ## format, lint, types, dependency direction
 data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
 	$(BIN)/expert-router prepare
 
-train: $(VENV)/.train  ## train both experts on the configured base and install their adapters
+train: $(VENV)/.train  ## train both experts on the configured base, install their adapters, find when they refuse
 	$(BIN)/expert-router $(CONFIG) train expert sleep --install
 	$(BIN)/expert-router $(CONFIG) train expert cars --install
+	$(BIN)/expert-router $(CONFIG) train abstention sleep
+	$(BIN)/expert-router $(CONFIG) train abstention cars
 
 train-router: $(VENV)/.serve  ## fit the router on data/processed
 	$(BIN)/expert-router train router

@@ -31,7 +31,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("router", "encoder", "expert", "install", "abstention", "verify"),
         help="router: the head and its thresholds, in seconds; encoder: the sentence encoder; expert: an adapter for "
         "one expert; install: put a trained adapter in place; abstention: find when it should say that it does not "
-        "know; verify: compare what is served with what was trained. encoder, expert and verify need the train extra",
+        "know; verify: compare what is served with what was trained. encoder, expert and verify need the train extra, "
+        "abstention the evaluate extra",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="which expert; all but router and encoder need it")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data (default: data/processed)")
