@@ -30,7 +30,7 @@ class CommandLine:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Variables of the environment, besides the checkout's place."""
 
-    def run(self, *arguments: str, stdin: str | bytes = "", config: str = "echo") -> Finished:
+    def run(self, *arguments: str, stdin: str | bytes = "", config: str = "echo", within_s: float = 60) -> Finished:
         content = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
             self.command(*arguments, config=config),
@@ -38,7 +38,7 @@ class CommandLine:
             capture_output=True,
             env=self.environment(),
             check=False,
-            timeout=60,
+            timeout=within_s,
         )
         return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -115,7 +115,7 @@ def test_a_shipped_expert_refuses_as_rarely_as_was_asked_for(tmp_path: Path) -> 
         shutil.copytree(ROOT / folder, home / folder)
     cache = load_settings("tiny").resolve(load_settings("tiny").paths.cache)
     cli = CommandLine(home, {"EXPERT_ROUTER_PATHS__CACHE": str(cache)})
-    done = cli.run("--config", "tiny", "train", "abstention", "sleep", "--false-refusals", "0.2")
+    done = cli.run("train", "abstention", "sleep", "--false-refusals", "0.2", config="tiny", within_s=600)
     assert done.status == 0, done.error
     shares = re.search(r"Refused by the rule: (\d+)% and (\d+)%", done.out)
     assert shares is not None
