@@ -33,11 +33,6 @@ def home(tmp_path: Path) -> Path:
     return make_training_home(tmp_path / "checkout")
 
 
-@pytest.fixture
-def cli(home: Path) -> CommandLine:
-    return CommandLine(home, training_environment(home))
-
-
 def parts_of(home: Path) -> Parts:
     settings = load_settings(None, home=home)
     settings = settings.model_copy(update={"knowledge": settings.knowledge.model_copy(update={"passages": 2})})
@@ -86,10 +81,10 @@ def test_without_written_ones_the_answers_are_taken_out_of_what_is_found(home: P
         assert not any(key in text for text in without[question])
 
 
-def test_what_stands_in_the_way_is_said_in_one_line_and_changes_nothing(cli: CommandLine, home: Path) -> None:
+def test_what_stands_in_the_way_is_said_in_one_line_and_changes_nothing(home: Path) -> None:
     write_training_data(home)
     manifest = (home / "experts" / "sleep" / "expert.toml").read_bytes()
-    on_cpu = CommandLine(home, {**cli.settings, "EXPERT_ROUTER_ENGINE__NAME": "openvino"})
+    on_cpu = CommandLine(home, {**training_environment(home), "EXPERT_ROUTER_ENGINE__NAME": "openvino"})
     assert one_line(on_cpu.run("train", "abstention", "birds")) == "Which expert? Known: cars, sleep."
     said = one_line(on_cpu.run("train", "abstention", "sleep", "--false-refusals", "8"))
     assert said == "--false-refusals takes a share between 0 and 1, not 8.0."
@@ -109,10 +104,10 @@ async def test_an_engine_that_does_not_tell_how_sure_it_is_cannot_be_calibrated(
 
 @pytest.mark.slow
 def test_a_shipped_expert_refuses_as_rarely_as_was_asked_for(tmp_path: Path) -> None:
-    home = make_training_home(tmp_path / "checkout")
-    for folder in ("experts", "data", "artifacts"):
-        shutil.rmtree(home / folder, ignore_errors=True)
+    home = tmp_path / "checkout"
+    for folder in ("configs", "experts", "data", "artifacts"):
         shutil.copytree(ROOT / folder, home / folder)
+    shutil.copy(ROOT / "models.lock", home)
     cache = load_settings("tiny").resolve(load_settings("tiny").paths.cache)
     cli = CommandLine(home, {"EXPERT_ROUTER_PATHS__CACHE": str(cache)})
     done = cli.run("train", "abstention", "sleep", "--false-refusals", "0.2", config="tiny", within_s=600)

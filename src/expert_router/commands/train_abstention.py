@@ -80,12 +80,12 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
     def answers(item: QuestionAnswer, found: Sequence[Found]) -> bool:
         return any(holds_key(text, item.keys) for text in texts_read(found))
 
-    items = read_questions(data / f"{CALIBRATION}_{expert.split_name}.csv")
-    asked = [(item.question, search(item.question)) for item in items]
-    answered = [(text, found, True) for item, (text, found) in zip(items, asked, strict=True) if answers(item, found)]
     nobodys = [each.text for each in unanswerable_questions(expert, CALIBRATION)]
     if expert.unanswerable is not None and not nobodys:
         raise ConfigError(f"{expert.unanswerable} has no question of the split {CALIBRATION!r}.")
+    items = read_questions(data / f"{CALIBRATION}_{expert.split_name}.csv")
+    asked = [(item.question, search(item.question)) for item in items]
+    answered = [(text, found, True) for item, (text, found) in zip(items, asked, strict=True) if answers(item, found)]
     if nobodys:
         return answered + [(text, search(text), False) for text in nobodys]
     without = WithoutAnswers(parts.knowledge, {item.question: item.keys for item in items})
