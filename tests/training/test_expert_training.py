@@ -106,9 +106,9 @@ def test_the_loss_counts_the_answer_and_its_end_alone(weights: Path, tmp_path: P
 def test_of_most_answers_only_the_choice_counts_if_that_is_asked_for(weights: Path, tmp_path: Path) -> None:
     from expert_router.training.expert import CHOICE_TOKENS, _counted, build_trainer
 
-    examples = [replace(example, answer="ha" * 9) for example in EXAMPLES * 8]
-    trainer = build_trainer(load(weights), examples, VALIDATION, training(whole_answers=0.25), tmp_path / "run")
-    whole = build_trainer(load(weights), examples, VALIDATION, training(), tmp_path / "whole").train_dataset
+    examples = [replace(example, answer="ha" * 19) for example in EXAMPLES * 8]
+    trainer = build_trainer(load(weights), examples, examples[:2], training(whole_answers=0.25), tmp_path / "run")
+    whole = build_trainer(load(weights), examples, examples[:2], training(), tmp_path / "whole").train_dataset
     counts = [sum(_counted(row)) for row in trainer.train_dataset]
     assert set(counts) == {CHOICE_TOKENS, *(sum(_counted(row)) for row in whole)}
     assert 8 <= sum(count > CHOICE_TOKENS for count in counts) <= 24  # a quarter of 64
@@ -284,6 +284,20 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_adapter(weigh
 def test_resuming_a_run_that_was_killed_before_its_first_checkpoint_begins_it(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert train(weights, tmp_path / "run", resume=True).steps == 4
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1.0, "last"), (2.0, "best")])
+def test_a_long_run_keeps_its_best_checkpoint_and_one_of_an_epoch_its_last(
+    weights: Path, tmp_path: Path, epochs: float, kept: str
+) -> None:
+    from expert_router.training.expert import train_expert
+
+    contrary = [replace(example, answer="hz" * 6) for example in EXAMPLES]
+    how = training(learning_rate=0.1, max_steps=-1, epochs=epochs, evaluations_per_epoch=4, patience=99)
+    trained = train_expert(load(weights), EXAMPLES * 8, contrary, how, tmp_path / "run", canaries=[CANARY])
+    validation = [loss for step, loss in trained.validation if step][:-1]  # the last one is asked for after training
+    assert validation[-1] > min(validation)
+    assert trained.loss == pytest.approx(validation[-1] if kept == "last" else min(validation), rel=1e-4)
 
 
 def test_no_run_is_written_over(weights: Path, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 """All that torch chooses from but cuDNN's, its first choice on Hopper since 2.11: for a padded batch, whose mask it is
 given, that one's backward pass can return a gradient that is no number (pytorch/pytorch#196678). It depends on the
 batch's length (64 more than a multiple of 128) and on strongly negative scores, which Qwen2.5 has."""
-CHOICE_TOKENS = 3
-"""``[``, the number and ``]``, or as much of a refusal."""
+CHOICE_TOKENS = 8
+"""The number of a passage and how the quote from it begins: what an answer chooses; the rest is copied."""
 PADDED_TO = 8
 """Batches are as long as a multiple of it, which half precision computes fastest."""
 
@@ -59,13 +59,17 @@ class ExpertTraining:
 
     ``batch_size`` is per step of the optimiser, ``micro_batch_size`` what fits into memory at once; on several GPUs the
     former is shared out among them, the latter is that of each. ``max_tokens`` bounds an example, prompt and answer
-    together; ``patience`` counts evaluations without progress.
+    together.
+
+    A run of up to one epoch keeps its last step: with the learning rate still high a checkpoint can have the better
+    validation loss and read worse (docs/log.md). Of a longer one the best checkpoint is kept, and it ends after
+    ``patience`` evaluations without progress.
 
     ``whole_answers`` is the share of examples whose answer counts whole; of the others its first tokens do, where an
-    expert that reads chooses to answer or to refuse, which else is one token among forty.
+    expert that reads chooses: to refuse or which passage to quote from where. The rest, copied, is most of the tokens.
     """
 
-    rank: int = 4
+    rank: int = 6
     alpha: int = 16
     dropout: float = 0.0
     learning_rate: float = 4e-4
@@ -181,6 +185,7 @@ def build_trainer(
     by_unsloth = base.accelerator == "unsloth"
     steps_per_epoch = max(1, len(examples) // training.batch_size)
     every = max(1, steps_per_epoch // training.evaluations_per_epoch)
+    goes_back = training.epochs > 1
     config = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=training.micro_batch_size,
@@ -198,7 +203,7 @@ def build_trainer(
         eval_steps=every,
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=goes_back,
         metric_for_best_model="eval_loss",
         max_length=training.max_tokens,
         completion_only_loss=True,
@@ -220,6 +225,7 @@ def build_trainer(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    early_stopping = [EarlyStoppingCallback(training.patience)] if goes_back else []
     folded = _folds_instructions(base.tokenizer, [*examples, *validation])
     trainer = SFTTrainer(
         model=adapter_by_unsloth(base.model, training) if by_unsloth else base.model,
@@ -228,7 +234,7 @@ def build_trainer(
         eval_dataset=_dataset(validation, folded=folded),
         processing_class=base.tokenizer,
         peft_config=None if by_unsloth else lora,
-        callbacks=[EarlyStoppingCallback(training.patience), _tensorboard(folder), StopAtNaN()],
+        callbacks=[*early_stopping, _tensorboard(folder), StopAtNaN()],
     )
     _refuse_empty(trainer)
     if training.whole_answers < 1:
