@@ -112,8 +112,17 @@ async def test_how_it_is_sampled_does_not_change_whether_it_refuses() -> None:
     assert engine.asked == [FIRST, replace(params, begin="I don't know")]
 
 
+BY_MATCH = Abstention("ab12", bias=0.5, doubt=0.0, match=-1.0)
+
+
+async def test_without_regard_to_its_doubt_the_expert_is_asked_once() -> None:
+    engine = LeaningEngine({"sleep": 0.99})
+    assert await said(engine, BY_MATCH, knowledge=replace(KNOWLEDGE, similarity=0.6)) == ANSWER
+    assert engine.asked == [GenerationParams(begin="[")]
+
+
 async def test_what_was_found_counts_too() -> None:
-    by_match = Abstention("ab12", bias=0.5, doubt=0.0, match=-1.0)
+    by_match = replace(BY_MATCH, doubt=1e-3)
 
     def finding(similarity: float) -> FixedKnowledge:
         return replace(KNOWLEDGE, similarity=similarity)

@@ -47,9 +47,22 @@ def test_so_many_answerable_questions_are_refused_as_was_asked_for(most: float) 
 
 def test_both_signs_together_tell_more_than_either() -> None:
     calibrated = fit_abstention(questions(300, doubt=1.0, match=0.1), HASH, false_refusals=0.1)
-    by_doubt, by_match, by_both = calibrated.auroc
-    assert by_both > max(by_doubt, by_match) + 0.03
+    by_doubt, by_match, by_rule = calibrated.auroc
+    assert by_rule > max(by_doubt, by_match) + 0.03
     assert calibrated.rule.doubt > 0 > calibrated.rule.match
+
+
+@pytest.mark.parametrize(
+    ("doubt", "match", "weighed"), [(0.2, 0.2, "match"), (2.5, 0.02, "doubt"), (3.0, 0.25, "doubt")]
+)
+def test_a_sign_that_adds_nothing_to_the_other_is_left_out(doubt: float, match: float, weighed: str) -> None:
+    asked = questions(300, doubt=doubt, match=match)
+    calibrated = fit_abstention(asked, HASH, false_refusals=0.1)
+    rule = calibrated.rule
+    assert (rule.doubt > 0, rule.match < 0) == (weighed == "doubt", weighed == "match")
+    assert shares([rule.refuses(a.doubt, a.match) for a in asked], asked)[0] == pytest.approx(0.1, abs=0.01)
+    by_doubt, by_match, by_rule = calibrated.auroc
+    assert by_rule == pytest.approx(by_doubt if weighed == "doubt" else by_match, abs=0.01)
 
 
 def test_what_is_reported_is_measured_on_questions_that_fitted_nothing() -> None:
@@ -70,7 +83,7 @@ def test_what_tells_nothing_makes_no_rule() -> None:
         fit_abstention(questions(60, doubt=0.0, match=0.0), HASH, false_refusals=0.1)
 
 
-@pytest.mark.parametrize("wrong", [{"doubt": -2.0}, {"match": -0.3}])
+@pytest.mark.parametrize("wrong", [{"doubt": -2.0, "match": 0.1}, {"match": -0.3}])
 def test_an_expert_that_doubts_what_it_knows_makes_no_rule(wrong: dict[str, float]) -> None:
     with pytest.raises(TrainingError, match=r"would refuse by chance"):
         fit_abstention(questions(200, **wrong), HASH, false_refusals=0.1)

@@ -125,8 +125,10 @@ async def _ask(engine: Engine, expert: Expert, questions: Sequence[tuple[str, Se
 def _show(calibrated: Calibrated, asked: Sequence[Asked]) -> None:
     known = sum(each.answerable for each in asked)
     rule, itself = calibrated.by_rule, calibrated.by_itself
-    by_doubt, by_match, by_both = calibrated.auroc
+    by_doubt, by_match, by_rule = calibrated.auroc
     print(f"Asked {known} questions that the texts answer and {len(asked) - known} that they do not.")
     print(f"Refused by itself:   {itself.answerable:.0%} of the former, {itself.unanswerable:.0%} of the latter.")
     print(f"Refused by the rule: {rule.answerable:.0%} and {rule.unanswerable:.0%} (cross-validated).")
-    print(f"AUROC of its own doubt {by_doubt:.3f}, of retrieval's match {by_match:.3f}, of both {by_both:.3f}.")
+    print(f"AUROC of its own doubt {by_doubt:.3f}, of retrieval's match {by_match:.3f}, of the rule {by_rule:.3f}.")
+    weighed = [name for name, weight in (("doubt", calibrated.rule.doubt), ("match", calibrated.rule.match)) if weight]
+    print(f"The rule weighs {' and '.join(weighed)}.")

@@ -3,7 +3,8 @@
 Training teaches an expert to tell the one case from the other, but leaves to chance from where on it refuses. A rule
 that is calibrated on questions which trained nothing (``train abstention``) sets that. So the expert is asked for its
 first token alone, the rule decides, and the expert is asked to go on from the beginning of an answer or of a refusal:
-its prompt is in the engine's cache by then, and the words are its own.
+its prompt is in the engine's cache by then, and the words are its own. A rule that takes no account of its doubt asks
+nothing beforehand.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ async def answered(
     """As ``Engine.stream``, but ``expert.abstention`` says when it refuses; ``found`` is what it reads."""
     rule = expert.abstention.get(engine.served(expert).base) if found else None
     if rule is not None:
-        doubt = doubt_of(await first_token(engine, expert, messages))
+        doubt = doubt_of(await first_token(engine, expert, messages)) if rule.doubt else 0.0
         if doubt is not None:
             params = replace(params, begin=REFUSING if rule.refuses(doubt, match_of(found)) else ANSWERING)
     async with aclosing(engine.stream(expert, messages, params)) as chunks:

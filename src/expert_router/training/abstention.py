@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 FEWEST = 20
 """Questions of either kind."""
 LEAST_AUROC = 0.6
+LEAST_GAIN = 0.025
+"""Of AUROC, by a second sign: a rule of one has less to go wrong when questions are others than the calibration's."""
+SIGNS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+"""Of doubt and match, which a rule weighs: doubt first, as retrieval's match changes more with the kind of question."""
 DIGITS = 12
 """Of a hash, enough to tell adapters apart."""
 _FOLDS, _REPEATS = 5, 4
@@ -50,8 +54,8 @@ class Refused:
 class Calibrated:
     """``by_rule`` is cross-validated; ``by_itself`` is what the expert refuses without a rule.
 
-    ``auroc``: how well unanswerable questions are told from answerable ones by doubt, by match and by both, the last
-    cross-validated.
+    ``auroc``: how well unanswerable questions are told from answerable ones by doubt, by match and by the rule, the
+    last cross-validated.
     """
 
     rule: Abstention
@@ -63,11 +67,11 @@ class Calibrated:
 def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: float, seed: int = 0) -> Calibrated:
     """The rule that refuses ``false_refusals``, a share, of what is answerable and as much as it can of the rest.
 
+    It weighs one sign alone where the other adds next to nothing.
+
     ``adapter`` is the hash of the weights that were asked. Raises ``TrainingError`` when there are too few questions of
     a kind, or neither doubt nor match tells the one kind from the other.
     """
-    from sklearn.model_selection import RepeatedStratifiedKFold
-
     X_N2 = np.array([(each.doubt, each.match) for each in asked]).reshape(-1, 2)
     answerable_N = np.array([each.answerable for each in asked], dtype=bool)
     if min(answerable_N.sum(), (~answerable_N).sum()) < FEWEST:
@@ -75,24 +79,36 @@ def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: floa
             f"To find when an expert should refuse takes at least {FEWEST} questions that its texts answer and as many "
             f"that they do not; there are {answerable_N.sum()} and {(~answerable_N).sum()}."
         )
+    trials = [_cross_validated(X_N2 * signs, answerable_N, adapter, false_refusals, seed) for signs in SIGNS]
+    best = max(auroc for _, auroc in trials)
+    signs, by_rule, auroc = next((s, *t) for s, t in zip(SIGNS, trials, strict=True) if t[1] >= best - LEAST_GAIN)
+    rule = _fit(X_N2 * signs, answerable_N, adapter, false_refusals)
+    if auroc < LEAST_AUROC or rule.doubt < 0 or rule.match > 0:
+        raise TrainingError(
+            f"Neither the expert's doubt nor what is found tells which questions the texts answer (AUROC {auroc:.2f}): "
+            "a rule made of that would refuse by chance. Train the expert for longer, or write clearer questions."
+        )
+    return Calibrated(
+        rule,
+        by_rule,
+        Refused(*_refused(np.array([each.refused for each in asked]), answerable_N)),
+        (_auroc(X_N2[:, 0], answerable_N), _auroc(-X_N2[:, 1], answerable_N), auroc),
+    )
+
+
+def _cross_validated(
+    X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], adapter: str, false_refusals: float, seed: int
+) -> tuple[Refused, float]:
+    """What rules refuse of questions that they were not fitted on, and their AUROC."""
+    from sklearn.model_selection import RepeatedStratifiedKFold
+
     folds = RepeatedStratifiedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=seed)
     held_out = []
     for fit, test in folds.split(X_N2, answerable_N):
         scores = _scores(_fit(X_N2[fit], answerable_N[fit], adapter, false_refusals), X_N2[test])
         held_out.append((*_refused(scores > 0, answerable_N[test]), _auroc(scores, answerable_N[test])))
-    answerable, unanswerable, both = (float(value) for value in np.mean(held_out, axis=0))
-    rule = _fit(X_N2, answerable_N, adapter, false_refusals)
-    if both < LEAST_AUROC or rule.doubt < 0 or rule.match > 0:
-        raise TrainingError(
-            f"Neither the expert's doubt nor what is found tells which questions the texts answer (AUROC {both:.2f}): "
-            "a rule made of that would refuse by chance. Train the expert for longer, or write clearer questions."
-        )
-    return Calibrated(
-        rule,
-        Refused(answerable, unanswerable),
-        Refused(*_refused(np.array([each.refused for each in asked]), answerable_N)),
-        (_auroc(X_N2[:, 0], answerable_N), _auroc(-X_N2[:, 1], answerable_N), both),
-    )
+    answerable, unanswerable, auroc = (float(value) for value in np.mean(held_out, axis=0))
+    return Refused(answerable, unanswerable), auroc
 
 
 def _fit(X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], adapter: str, false_refusals: float) -> Abstention:
