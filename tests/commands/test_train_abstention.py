@@ -118,4 +118,4 @@ def test_a_shipped_expert_refuses_as_rarely_as_was_asked_for(tmp_path: Path) -> 
     assert 12 <= false_refusals <= 28
     assert refusals > false_refusals + 15
     rule = load_experts(home / "experts", home)["sleep"].abstention["smollm2-135m-instruct"]
-    assert rule.doubt > 0 or rule.match < 0
+    assert rule.doubt == 0 > rule.match  # the first token of this base tells next to nothing beside the match

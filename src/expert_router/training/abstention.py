@@ -79,10 +79,10 @@ def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: floa
             f"To find when an expert should refuse takes at least {FEWEST} questions that its texts answer and as many "
             f"that they do not; there are {answerable_N.sum()} and {(~answerable_N).sum()}."
         )
-    trials = [_cross_validated(X_N2 * signs, answerable_N, adapter, false_refusals, seed) for signs in SIGNS]
+    trials = [_cross_validated(X_N2 * signs, answerable_N, false_refusals, seed) for signs in SIGNS]
     best = max(auroc for _, auroc in trials)
     signs, by_rule, auroc = next((s, *t) for s, t in zip(SIGNS, trials, strict=True) if t[1] >= best - LEAST_GAIN)
-    rule = _fit(X_N2 * signs, answerable_N, adapter, false_refusals)
+    rule = replace(_fit(X_N2 * signs, answerable_N, false_refusals), adapter=adapter[:DIGITS])
     if auroc < LEAST_AUROC or rule.doubt < 0 or rule.match > 0:
         raise TrainingError(
             f"Neither the expert's doubt nor what is found tells which questions the texts answer (AUROC {auroc:.2f}): "
@@ -97,7 +97,7 @@ def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: floa
 
 
 def _cross_validated(
-    X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], adapter: str, false_refusals: float, seed: int
+    X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], false_refusals: float, seed: int
 ) -> tuple[Refused, float]:
     """What rules refuse of questions that they were not fitted on, and their AUROC."""
     from sklearn.model_selection import RepeatedStratifiedKFold
@@ -105,19 +105,20 @@ def _cross_validated(
     folds = RepeatedStratifiedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=seed)
     held_out = []
     for fit, test in folds.split(X_N2, answerable_N):
-        scores = _scores(_fit(X_N2[fit], answerable_N[fit], adapter, false_refusals), X_N2[test])
+        scores = _scores(_fit(X_N2[fit], answerable_N[fit], false_refusals), X_N2[test])
         held_out.append((*_refused(scores > 0, answerable_N[test]), _auroc(scores, answerable_N[test])))
     answerable, unanswerable, auroc = (float(value) for value in np.mean(held_out, axis=0))
     return Refused(answerable, unanswerable), auroc
 
 
-def _fit(X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], adapter: str, false_refusals: float) -> Abstention:
+def _fit(X_N2: NDArray[np.float64], answerable_N: NDArray[np.bool_], false_refusals: float) -> Abstention:
+    """A rule that names no adapter yet."""
     from sklearn.linear_model import LogisticRegression
 
     deviation_2 = X_N2.std(axis=0) + 1e-9
     model = LogisticRegression(class_weight="balanced").fit(X_N2 / deviation_2, ~answerable_N)
     doubt, match = (float(weight) for weight in model.coef_[0] / deviation_2)
-    rule = Abstention(adapter[:DIGITS], 0.0, doubt, match)
+    rule = Abstention("", 0.0, doubt, match)
     return replace(rule, bias=-float(np.quantile(_scores(rule, X_N2[answerable_N]), 1 - false_refusals)))
 
 
