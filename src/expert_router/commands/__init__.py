@@ -23,6 +23,7 @@ VERBS = {
     "weights": "bring, check or list the weight files of models.lock",
     "chat-page": "start the chat page alone, against a running server",
     "bench": "measure routers and engines",
+    "benchmark": "measure the router's encoder on public intent data sets",
     "evaluate": "measure the experts' answers against the base model",
     "optimize": "measure smaller and faster variants of the experts' models, and install one",
 }

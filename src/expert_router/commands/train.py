@@ -45,6 +45,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     train_expert.add_arguments(parser)
     train_abstention.add_arguments(parser)
     group = parser.add_argument_group("encoder")
+    group.add_argument(
+        "--intents",
+        type=Path,
+        metavar="DIR",
+        help="a folder with CLINC150's and BANKING77's files (see expert-router benchmark) to learn from as well",
+    )
     group.add_argument("--start", type=Path, metavar="FILE", help="go on from weights that an earlier run saved")
 
 
@@ -96,11 +102,13 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
         raise ConfigError(
             f"Training the encoder needs more packages ({error}): pip install 'expert-router[train]'"
         ) from error
+    from expert_router.data.intents import SOURCES, read_intents
     from expert_router.data.labelled import read_labelled
     from expert_router.routing.encoder import load_tokenizer
     from expert_router.serving.build import Parts, fetch_model
 
     output = args.output or settings.resolve(settings.router.tuned_encoder or Path("artifacts/encoder"))
+    intents = [read_intents(name, args.intents) for name in SOURCES] if args.intents else []
     _, base = fetch_model(settings, settings.router.encoder, progress=True)
     _, fp32 = fetch_model(settings, settings.router.encoder + FP32_SUFFIX, progress=True)
     questions = read_labelled(data / "routing_train.csv")
@@ -116,6 +124,7 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
         _passages(data, experts.values(), Parts(settings, experts, progress=True).terms),
         experts=list(experts),
         training=training,
+        intents=intents,
         start=args.start,
         device=pick_device(),
         progress=True,
@@ -124,6 +133,7 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
         "kind": "encoder",
         "base": settings.router.encoder,
         "questions": len(questions),
+        "intents": {data.name: data.sha256 for data in intents},
         "training": training.about(),
     }
     export_encoder(model.bert, base["model.onnx"], output, about)

@@ -2,8 +2,9 @@
 
 Two losses: binary cross-entropy of a linear head over the experts (one independent probability each), and the cosine
 distance to the untrained encoder's embedding, which keeps what it knows of the rest of the world: without it the
-encoder learns our questions and forgets how others ask (docs/log.md). The word embeddings stay frozen, so that the
-exported file shares them with the base model's file and is half its size.
+encoder learns our questions and forgets how others ask (docs/log.md). Public intent data sets may be learnt beside,
+each with a head of its own, so that many subjects can be told apart by the same vectors. The word embeddings stay
+frozen, so that the exported file shares them with the base model's file and is half its size.
 
 Needs torch and transformers: pip install 'expert-router[train]'. A minute on a GPU; many on a CPU.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,29 +27,37 @@ from transformers import BertConfig, BertModel
 from expert_router.training.augment import joined_pairs, reworded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
 
+    from expert_router.data.intents import IntentData
     from expert_router.data.labelled import LabelledQuestion
 
+T = TypeVar("T")
+
 WARM_UP_SHARE = 0.1
-HEAD_LEARNING_RATE = 2e-3
+HEAD_LEARNING_RATE = 5e-3
+OWN = "experts"
+"""The name of the experts' own head among those of the intent data sets."""
+INTENT_BATCH_SIZE = 64
+COSINE_SCALE = 20.0
+AS_WRITTEN_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
     """How to train; the defaults are the shipped encoder's.
 
-    ``anchor_weight`` weighs the distance to the untrained embedding; ``passage_share`` is the share of the passages
-    read in an epoch, ``pairs`` the number of joined questions.
+    ``batch_size`` is of the experts' own questions; ``anchor_weight`` weighs the distance to the untrained embedding;
+    ``passage_share`` is the share of the passages read in an epoch, ``pairs`` the number of joined questions.
     """
 
     epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 2e-4
-    anchor_weight: float = 0.5
+    anchor_weight: float = 0.3
     passage_share: float = 0.5
     pairs: int = 800
     seed: int = 0
@@ -56,21 +66,50 @@ class EncoderTraining:
         return asdict(self)
 
 
-class RoutingEncoder(nn.Module):
-    """MiniLM and a linear head. ``forward`` gives logits (N, E) and unit embeddings (N, 384)."""
+class CosineHead(nn.Module):
+    """Logits (N, I) that are scaled cosines: a class is a direction, whatever its length."""
 
-    def __init__(self, bert: BertModel, experts: int) -> None:
+    def __init__(self, width: int, intents: int) -> None:
+        super().__init__()
+        self.directions_ID = nn.Parameter(torch.randn(intents, width) * 0.05)
+
+    def forward(self, pooled_ND: torch.Tensor) -> torch.Tensor:
+        return COSINE_SCALE * functional.normalize(pooled_ND, dim=1) @ functional.normalize(self.directions_ID, dim=1).T
+
+
+class RoutingEncoder(nn.Module):
+    """MiniLM, a linear head over the experts and a cosine head for each intent data set, by its name."""
+
+    def __init__(self, bert: BertModel, experts: int, intents: Mapping[str, int]) -> None:
         super().__init__()
         self.bert = bert
         self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(bert.config.hidden_size, experts)
-        nn.init.normal_(self.head.weight, std=0.02)
+        width = bert.config.hidden_size
+        own = nn.Linear(width, experts)
+        nn.init.normal_(own.weight, std=0.02)
+        self.heads = nn.ModuleDict({OWN: own, **{name: CosineHead(width, count) for name, count in intents.items()}})
         for parameter in bert.embeddings.parameters():
             parameter.requires_grad = False
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled = mean_pooled(self.bert, input_ids, attention_mask)
-        return self.head(self.dropout(pooled)), functional.normalize(pooled, dim=1)
+    def forward(self, head: str, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head's logits and the embeddings (N, D)."""
+        pooled_ND = mean_pooled(self.bert, input_ids, mask)
+        return self.heads[head](self.dropout(pooled_ND)), pooled_ND
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """``targets`` are of shape (N, E) for the experts' head, and class numbers (N,) for another."""
+
+    head: str
+    texts: list[str]
+    targets: torch.Tensor
+
+    def loss(self, logits: torch.Tensor) -> torch.Tensor:
+        targets = self.targets.to(logits.device)
+        if self.head == OWN:
+            return functional.binary_cross_entropy_with_logits(logits, targets)
+        return functional.cross_entropy(logits, targets)
 
 
 def load_bert(folder: Path) -> BertModel:
@@ -109,40 +148,45 @@ def train_encoder(
     experts: Sequence[str],
     training: EncoderTraining,
     device: str,
+    intents: Sequence[IntentData] = (),
     start: Path | None = None,
     progress: bool = False,
 ) -> RoutingEncoder:
     """Fine-tune a copy of the encoder in ``base``; ``passages`` are texts of an expert's field, its answers say.
 
-    ``start`` goes on from weights that ``save_weights`` wrote. Deterministic on one device for the same arguments.
+    Of ``intents`` only the training questions are read. ``start`` goes on from weights that ``save_weights`` wrote.
+    Deterministic on one device for the same arguments.
     """
     torch.manual_seed(training.seed)
     rng = random.Random(training.seed)  # noqa: S311 - reproducible, not secret
-    model = RoutingEncoder(load_bert(base), len(experts)).to(device).train()
+    counts = {data.name: len(data.intents) for data in intents}
+    model = RoutingEncoder(load_bert(base), len(experts), counts).to(device).train()
     if start is not None:
         model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
     anchor = load_bert(base).to(device).eval()
-    epoch_size = len(questions) + training.pairs + round(len(passages) * training.passage_share)
-    steps = training.epochs * (epoch_size // training.batch_size)
+    epochs = (
+        _epoch(questions, passages, intents, experts, training=training, rng=rng, number=n)
+        for n in range(training.epochs)
+    )
+    first = next(epochs)
+    steps = training.epochs * len(first)
     optimizer = _optimizer(model, training)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_then_linear(step, steps))
     with tqdm(total=steps, desc="train encoder", unit="step", disable=None if progress else True) as bar:
-        for epoch in range(training.epochs):
-            for batch in _epoch(questions, passages, training, rng, epoch):
-                ids, mask = _padded([tokenizer.encode(reworded(item.query, rng)).ids for item in batch], device)
-                targets = torch.tensor([[float(e in item.experts) for e in experts] for item in batch], device=device)
-                logits, embeddings = model(ids, mask)
-                with torch.no_grad():
-                    untrained = functional.normalize(mean_pooled(anchor, ids, mask), dim=1)
-                distance = (1 - (embeddings * untrained).sum(1)).mean()
-                loss = functional.binary_cross_entropy_with_logits(logits, targets) + training.anchor_weight * distance
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+        for batch in chain(first, chain.from_iterable(epochs)):
+            ids, mask = _padded([tokenizer.encode(text).ids for text in batch.texts], device)
+            logits, pooled = model(batch.head, ids, mask)
+            with torch.no_grad():
+                untrained = mean_pooled(anchor, ids, mask)
+            distance = (1 - functional.cosine_similarity(pooled, untrained)).mean()
+            loss = batch.loss(logits) + training.anchor_weight * distance
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
     model.eval()
     return model
 
@@ -150,15 +194,41 @@ def train_encoder(
 def _epoch(
     questions: Sequence[LabelledQuestion],
     passages: Sequence[LabelledQuestion],
+    intents: Sequence[IntentData],
+    experts: Sequence[str],
+    *,
     training: EncoderTraining,
     rng: random.Random,
-    epoch: int,
-) -> list[list[LabelledQuestion]]:
-    """Shuffled batches: all questions, some passages, and pairs joined anew each time."""
-    items = [*questions, *joined_pairs(questions, training.pairs, training.seed * 1000 + epoch)]
+    number: int,
+) -> list[_Batch]:
+    """Shuffled batches, as many every time: all questions, some passages, pairs joined anew, and all intents."""
+    items = [*questions, *joined_pairs(questions, training.pairs, training.seed * 1000 + number)]
     items += rng.sample(list(passages), round(len(passages) * training.passage_share))
     rng.shuffle(items)
-    size = training.batch_size
+    batches = [
+        _Batch(
+            OWN,
+            [reworded(item.query, rng) for item in batch],
+            torch.tensor([[float(expert in item.experts) for expert in experts] for item in batch]),
+        )
+        for batch in _whole_batches(items, training.batch_size)
+    ]
+    for data in intents:
+        rows = rng.sample(data.train, len(data.train))
+        number_of = {intent: n for n, intent in enumerate(data.intents)}
+        batches += [
+            _Batch(
+                data.name,
+                [text if rng.random() < AS_WRITTEN_SHARE else reworded(text, rng) for text, _ in batch],
+                torch.tensor([number_of[intent] for _, intent in batch]),
+            )
+            for batch in _whole_batches(rows, INTENT_BATCH_SIZE)
+        ]
+    rng.shuffle(batches)
+    return batches
+
+
+def _whole_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items) - size + 1, size)]
 
 
@@ -166,7 +236,7 @@ def _optimizer(model: RoutingEncoder, training: EncoderTraining) -> torch.optim.
     trained = [parameter for parameter in model.bert.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": trained, "lr": training.learning_rate},
-        {"params": model.head.parameters(), "lr": HEAD_LEARNING_RATE},
+        {"params": model.heads.parameters(), "lr": HEAD_LEARNING_RATE},
     ]
     return torch.optim.AdamW(groups, weight_decay=0.01)
 
