@@ -250,15 +250,44 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one expert is asked: the whole question, or its words of a question that several answer."""
+
+    expert: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredPart:
+    """Where the answer to a part stands: characters ``start`` to ``end`` of the whole text, headings not counted.
+
+    ``error`` says why it could not be answered; the text says so too.
+    """
+
+    expert: str
+    question: str
+    start: int
+    end: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
-    """First event of an answer: who answers and why. ``experts`` may be ``("general",)``, or empty for nobody."""
+    """First event of an answer: who answers and why.
+
+    ``parts`` are in the order of the answer's sections; their experts may be ``general`` alone, or nobody.
+    """
 
     decision: Decision
-    experts: tuple[str, ...]
+    parts: tuple[Part, ...]
     route_s: float
     served: Mapping[str, Served] = field(default_factory=dict)
     """Which weights answer, by expert."""
     text: ClassVar[str] = ""
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return tuple(part.expert for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +305,15 @@ class Sources:
     expert: str
     found: tuple[Found, ...]
     text: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """``expert`` could not answer its part, while another answers: ``error`` says why, ``text`` says it to the user."""
+
+    expert: str
+    error: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +335,11 @@ class Done:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    parts: tuple[AnsweredPart, ...] = ()
     text: ClassVar[str] = ""
 
 
-Event = Routed | Accepted | Section | Sources | Text | Done
+Event = Routed | Accepted | Section | Sources | Failed | Text | Done
 """What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
 
 
@@ -329,3 +368,4 @@ class Answer:
     timings: Timings = field(default_factory=Timings)
     sources: tuple[Sources, ...] = ()
     served: Mapping[str, Served] = field(default_factory=dict)
+    parts: tuple[AnsweredPart, ...] = ()

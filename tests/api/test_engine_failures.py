@@ -103,18 +103,37 @@ def test_a_failure_midway_leaves_no_half_of_a_whole_answer() -> None:
         assert error_of(server, 502)["code"] == "engine_failed"
 
 
+@pytest.mark.parametrize("fails", ["cars", "sleep"])
 @streamed_or_not
-def test_the_second_sections_failure_ends_the_answer(stream: bool) -> None:
-    with serve(EchoEngine(by_expert={"sleep": EchoScript(fail_before=True)})) as server:
+def test_one_experts_failure_leaves_the_others_section_and_says_so(stream: bool, fails: str) -> None:
+    with serve(EchoEngine(by_expert={fails: EchoScript(fail_before=True)})) as server:
         body = chat_body(BOTH_QUESTION, model="auto", stream=stream)
         response = server.http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200
         if stream:
-            *chunks, last = events(response.text)
-            assert "".join(texts(chunks)).startswith("**Car history**\n\n[Car history] You asked:")
-            assert last["error"]["code"] == "engine_failed"
+            *chunks, done = events(response.text)
+            assert done == "[DONE]"
+            text, parts = "".join(texts(chunks)), chunks[-1]["expert_router"]["parts"]
+            assert [
+                chunk["expert_router"]["failed"] for chunk in chunks if "failed" in chunk.get("expert_router", {})
+            ] == [fails]
         else:
-            assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_failed")
+            text = response.json()["choices"][0]["message"]["content"]
+            parts = response.json()["expert_router"]["parts"]
+        for part in parts:
+            said = text[part["start"] : part["end"]]
+            assert said.startswith("This part could not be answered: " if part["expert"] == fails else "[")
+            assert (part["error"] is not None) == (part["expert"] == fails)
+        assert [part["expert"] for part in parts] == ["cars", "sleep"]
         assert server.counts() == {"finished": 1, "failed": 1}
+
+
+@streamed_or_not
+def test_where_all_experts_fail_it_is_an_error(stream: bool) -> None:
+    with serve(EchoEngine(EchoScript(fail_before=True))) as server:
+        body = chat_body(BOTH_QUESTION, model="auto", stream=stream)
+        response = server.http.post("/v1/chat/completions", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_failed")
 
 
 @streamed_or_not

@@ -44,7 +44,18 @@ def test_order_is_kept_and_nothing_lost_among_many(cli: CommandLine, tmp_path: P
     answers = lines_of(target.read_text())
     assert [(answer["n"], answer["query"]) for answer in answers] == list(enumerate(queries))
     assert all(answer["answer"] == f"[Sleep science] You asked: {answer['query']}" for answer in answers)
-    assert set(answers[0]) == {"n", "query", "answer", "experts", "decision", "served", "sources", "usage", "timings"}
+    assert set(answers[0]) == {
+        "n",
+        "query",
+        "answer",
+        "experts",
+        "decision",
+        "served",
+        "parts",
+        "sources",
+        "usage",
+        "timings",
+    }
 
 
 @pytest.mark.parametrize("command", ["ask", "route"])

@@ -269,7 +269,7 @@ async def test_an_early_close_reaches_the_engine_and_frees_the_slot(stop_at: typ
         async for event in events:
             if isinstance(event, stop_at):
                 break
-    assert counts(dispatcher) == ({"cancelled": 1} if stop_at is Text else {})
+    assert counts(dispatcher) == ({} if stop_at is Routed else {"cancelled": 2})
     assert dispatcher.admission.running == 0
 
 
@@ -285,14 +285,84 @@ async def test_cancelling_who_waits_for_the_answer_reaches_the_engine(words: int
     assert dispatcher.admission.running == 0
 
 
-async def test_a_failing_section_ends_the_answer_after_what_was_said() -> None:
-    dispatcher = build(EchoEngine(by_expert={"sleep": EchoScript(fail_after_tokens=1)}), FixedRouter(BOTH))
-    received: list[Event] = []
-    with pytest.raises(EngineError, match="after 1 words"):
-        await read_into(received, dispatcher, ask("Why?"))
-    assert text_of(received).endswith("[Car history] You asked: Why?\n\n**Sleep science**\n\n[Sleep")
-    assert not any(isinstance(event, Done) for event in received)
+async def test_a_part_that_fails_midway_says_so_and_leaves_the_other_whole() -> None:
+    dispatcher = build(EchoEngine(by_expert={"cars": EchoScript(fail_after_tokens=1)}), FixedRouter(BOTH))
+    answer = await dispatcher.ask(ask("Why?"))
+    failed, whole = answer.parts
+    assert answer.text == (
+        "**Car history**\n\n[Car\n\n"
+        "This part could not be answered: The echo engine failed after 1 words, as its script says.\n\n"
+        "**Sleep science**\n\n[Sleep science] You asked: Why?"
+    )
+    assert (failed.expert, failed.error) == ("cars", "The echo engine failed after 1 words, as its script says.")
+    assert answer.text[failed.start : failed.end].startswith("[Car\n\nThis part could not")
+    assert (whole.expert, whole.error) == ("sleep", None)
+    assert answer.text[whole.start : whole.end] == "[Sleep science] You asked: Why?"
     assert (counts(dispatcher), dispatcher.admission.running) == ({"finished": 1, "failed": 1}, 0)
+
+
+async def test_where_every_part_fails_nothing_is_answered() -> None:
+    dispatcher = build(EchoEngine(EchoScript(fail_before=True)), FixedRouter(BOTH))
+    received: list[Event] = []
+    with pytest.raises(EngineError):
+        await read_into(received, dispatcher, ask("Why?"))
+    assert [type(event) for event in received] == [Routed]
+    assert (counts(dispatcher), dispatcher.admission.running) == ({"failed": 2}, 0)
+
+
+class WordRouter(FixedRouter):
+    """An expert is needed where its word stands."""
+
+    def score(self, query: str, history: Sequence[str] = ()) -> Scores:  # noqa: ARG002 - a router's
+        return Scores({name: 0.9 if word in query else 0.1 for name, word in (("sleep", "REM"), ("cars", "car"))}, 0.05)
+
+
+async def test_each_expert_is_asked_its_own_part_and_the_parts_stand_in_the_order_of_the_question() -> None:
+    engine = NotingEngine()
+    before = (Message("user", "Hello"), Message("assistant", "Hi."))
+    question = Message("user", "Who built the first car? Also, what is REM sleep?")
+    answer = await build(engine, WordRouter(BOTH)).ask(ChatRequest((*before, question)))
+    assert [(part.expert, part.question) for part in answer.parts] == [
+        ("cars", "Who built the first car?"),
+        ("sleep", "what is REM sleep?"),
+    ]
+    asked = {name: [message.content for message in messages] for name, messages, _ in engine.asked}
+    for part in answer.parts:
+        assert asked[part.expert][1:] == ["Hello", "Hi.", part.question]
+        assert answer.text[part.start : part.end].endswith(f"You asked: {part.question}")
+
+
+async def test_a_question_that_cannot_be_split_goes_whole_to_each_and_each_is_told_its_field() -> None:
+    engine = NotingEngine()
+    answer = await build(engine, FixedRouter(BOTH)).ask(ask("Why?"))
+    assert {part.question for part in answer.parts} == {"Why?"}
+    for (_, messages, _), other in zip(engine.asked, (SLEEP, CARS), strict=True):
+        assert f"leave {other.title} out" in messages[0].content
+
+
+async def test_the_parts_are_answered_at_the_same_time() -> None:
+    """Each of the two waits for the other to have begun."""
+    both_begun = asyncio.Barrier(2)
+
+    class Meeting(EchoEngine):
+        async def stream(
+            self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+        ) -> AsyncGenerator[Chunk]:
+            await both_begun.wait()
+            async with aclosing(super().stream(expert, messages, params)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async with asyncio.timeout(5):
+        answer = await build(Meeting(EchoScript()), FixedRouter(BOTH)).ask(ask("Why?"))
+    assert [part.error for part in answer.parts] == [None, None]
+
+
+async def test_one_expert_alone_is_one_part_that_is_the_whole_answer() -> None:
+    answer = await build(EchoEngine()).ask(ask(SLEEP_QUESTION))
+    (part,) = answer.parts
+    assert (part.expert, part.question, part.start, part.end) == ("sleep", SLEEP_QUESTION, 0, len(answer.text))
+    assert (await build(EchoEngine(), FixedRouter(UNSURE)).ask(ask("Why?"))).parts == ()
 
 
 async def test_a_prompt_beyond_the_context_is_refused_after_the_routing_and_frees_the_slot() -> None:

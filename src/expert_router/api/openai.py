@@ -21,12 +21,13 @@ from expert_router.errors import ExpertRouterError, UnknownModelError
 from expert_router.serving.objects import (
     all_source_objects,
     decision_object,
+    part_objects,
     served_object,
     source_objects,
     timings_object,
     usage_object,
 )
-from expert_router.types import AUTO, Accepted, Done, Routed, Section, Sources, Text
+from expert_router.types import AUTO, Accepted, Done, Failed, Routed, Section, Sources, Text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -138,6 +139,7 @@ async def _frames(
 ) -> AsyncGenerator[bytes]:
     envelope = _envelope("chat.completion.chunk", "chatcmpl", body.model)
     about = _about(routed.decision, routed.experts, routed.served, dispatcher)
+    about["parts"] = part_objects(routed.parts)
     try:
         yield sse.data({**envelope, **_delta({"role": "assistant", "content": ""}), "expert_router": about})
         async with aclosing(started), aclosing(started.rest()) as events:
@@ -157,10 +159,13 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
             return [_delta({"content": event.text})]
         case Sources():
             return [{**_delta({}), "expert_router": {"sources": source_objects(event)}}]
+        case Failed():
+            return [{**_delta({"content": event.text}), "expert_router": {"failed": event.expert}}]
         case Section():
             return [{**_delta({"content": event.text}), "expert_router": {"section": event.expert}}]
         case Done():
-            end = {**_delta({}, event.finish_reason), "expert_router": {"timings": timings_object(event.timings)}}
+            about = {"parts": part_objects(event.parts), "timings": timings_object(event.timings)}
+            end = {**_delta({}, event.finish_reason), "expert_router": about}
             asked = body.stream_options is not None and body.stream_options.include_usage
             return [end, {"choices": [], "usage": usage_object(event.usage)}] if asked else [end]
         case Accepted() | Routed():
@@ -176,6 +181,7 @@ def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict
         "usage": usage_object(answer.usage),
         "expert_router": {
             **about,
+            "parts": part_objects(answer.parts),
             "sources": all_source_objects(answer),
             "timings": timings_object(answer.timings),
         },

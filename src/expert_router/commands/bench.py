@@ -14,18 +14,23 @@ from expert_router.errors import ConfigError
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from expert_router.data.labelled import LabelledQuestion
     from expert_router.evaluation.load import LoadResult
     from expert_router.evaluation.routing import RoutingReport
     from expert_router.settings import Settings
 
 HELP = "measure routers and engines on this machine"
+JOINED = 500
 ZERO_SHOT_QUESTIONS = 20
 """The zero-shot baseline takes a hundred times longer a question, so it is timed on fewer."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=("routers", "engine"), help="routers: accuracy and latency; engine: speed under load"
+        "what",
+        choices=("routers", "parts", "engine"),
+        help="routers: accuracy and latency; parts: how questions for several experts are taken apart; engine: speed "
+        "under load",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     group = parser.add_argument_group("routers")
@@ -50,14 +55,38 @@ def main(args: Namespace) -> int:
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
-    return _bench_routers(args, settings) if args.what == "routers" else _bench_engine(args, settings)
+    bench = {"routers": _bench_routers, "parts": _bench_parts, "engine": _bench_engine}[args.what]
+    return bench(args, settings)
 
 
-def _bench_routers(args: Namespace, settings: Settings) -> int:
+def _questions(args: Namespace, settings: Settings) -> list[LabelledQuestion]:
     from expert_router.data.labelled import read_labelled
 
     files = args.data or [settings.resolve(settings.paths.data) / "processed/routing_test.csv"]
-    examples = [example for path in files for example in read_labelled(path)]
+    return [example for path in files for example in read_labelled(path)]
+
+
+def _bench_parts(args: Namespace, settings: Settings) -> int:
+    from expert_router.artifacts import load_experts
+    from expert_router.evaluation.parts import measure_parts
+    from expert_router.serving.build import Parts, build_router
+
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    router = build_router(Parts(settings, experts, progress=True))
+    report = measure_parts(_questions(args, settings), lambda text: router.score(text).experts, count=JOINED)
+    if args.json:
+        print(json.dumps({"machine": machine(), **asdict(report)}, indent=2))
+        return 0
+    p50, p95 = report.latency_ms
+    print(f"{report.count} pairs of questions joined as people do   p50 {p50:.1f} ms  p95 {p95:.1f} ms   {machine()}")
+    print(f"  cut where they were joined       {report.exact / report.count:.1%}")
+    print(f"  cut elsewhere, experts right     {report.near / report.count:.1%}")
+    print(f"  not cut: both get the whole      {report.whole / report.count:.1%}")
+    return 0
+
+
+def _bench_routers(args: Namespace, settings: Settings) -> int:
+    examples = _questions(args, settings)
     reports = [_router_report(settings, name, examples) for name in args.routers.split(",")]
     if args.zero_shot_shape:
         reports.append(_zero_shot_shape_report(settings, examples[:ZERO_SHOT_QUESTIONS]))

@@ -14,9 +14,25 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
 from expert_router.routing.policy import forced
+from expert_router.routing.splitting import split_question
 from expert_router.serving.abstention import answered
 from expert_router.serving.prompts import BARE_BASE_MODEL, clarification, expert_messages, refusal
-from expert_router.types import AUTO, GENERAL, Accepted, Answer, Done, Routed, Section, Sources, Text, Timings, Usage
+from expert_router.serving.sections import Layout, sections
+from expert_router.types import (
+    AUTO,
+    GENERAL,
+    Accepted,
+    Answer,
+    Done,
+    Message,
+    Part,
+    Routed,
+    Section,
+    Sources,
+    Text,
+    Timings,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -24,7 +40,7 @@ if TYPE_CHECKING:
     from expert_router.ports import Engine, Knowledge, Router
     from expert_router.routing.policy import Policy
     from expert_router.serving.admission import Admission
-    from expert_router.types import ChatRequest, Decision, Event, Expert, FinishReason, Found
+    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, FinishReason, Found
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +59,9 @@ class _Progress:
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
 
-    def done(self) -> Done:
+    def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
         timings = Timings(self.route_s, self.first_token_s, self.elapsed_s())
-        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings)
+        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +108,23 @@ class Dispatcher:
         """
         progress = _Progress()
         decision = await self._decide_for(request)
-        names = _answering(decision)
+        parts = await self._split(request.user_turns[-1], _answering(decision))
         progress.route_s = progress.elapsed_s()
-        served = {name: self.engine.served(self.experts[name]) for name in names}
+        served = {part.expert: self.engine.served(self.experts[part.expert]) for part in parts}
         adapters = {name: each.adapter for name, each in served.items()}
-        logger.info("routed", extra={"decision": decision.kind, "experts": names, "adapters": adapters})
-        yield Routed(decision, names, progress.route_s, served)
-        if not names:
+        logger.info("routed", extra={"decision": decision.kind, "experts": tuple(served), "adapters": adapters})
+        yield Routed(decision, parts, progress.route_s, served)
+        layout = Layout(parts)
+        if not parts:
             yield Text(clarification(decision, self.titles) if decision.kind == "clarify" else refusal(self.titles))
         else:
-            async with self.admission.slot(), aclosing(self._answer(request, names, progress)) as events:
+            async with self.admission.slot(), aclosing(self._answer(request, parts, progress)) as events:
                 async for event in events:
+                    if event.text and not isinstance(event, Section):
+                        progress.first_token_s = progress.first_token_s or progress.elapsed_s()
+                    layout.add(event)
                     yield event
-        yield progress.done()
+        yield progress.done(layout.answered())
 
     async def ask(self, request: ChatRequest) -> Answer:
         """The whole answer at once."""
@@ -132,6 +152,7 @@ class Dispatcher:
             event.timings,
             tuple(sources),
             routed.served,
+            event.parts,
         )
 
     async def close(self) -> None:
@@ -151,29 +172,40 @@ class Dispatcher:
             raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param="model")
         return forced(request.model, self.experts[request.model].title)
 
-    async def _answer(self, request: ChatRequest, names: tuple[str, ...], progress: _Progress) -> AsyncGenerator[Event]:
-        experts = [self.experts[name] for name in names]
-        for number, expert in enumerate(experts):
-            others = [other for other in experts if other is not expert]
-            if others:
-                gap = "\n\n" if number else ""
-                yield Section(expert.name, f"{gap}**{expert.title}**\n\n")
-            found = await self._look_up(expert, request.user_turns)
-            if found:
-                yield Sources(expert.name, found)
-            messages = expert_messages(expert, request.messages, others, found)
-            async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
-                async for chunk in chunks:
-                    if chunk.text:
-                        progress.first_token_s = progress.first_token_s or progress.elapsed_s()
-                        yield Text(chunk.text)
-                    elif chunk.finish_reason is None:
-                        yield Accepted()
-                    if chunk.usage:
-                        progress.prompt_tokens += chunk.usage.prompt_tokens
-                        progress.completion_tokens += chunk.usage.completion_tokens
-                    if chunk.finish_reason == "length":
-                        progress.finish_reason = "length"
+    async def _split(self, question: str, names: tuple[str, ...]) -> tuple[Part, ...]:
+        """Several experts are asked their own parts of the question, where it can be told apart."""
+        if len(names) < 2:  # noqa: PLR2004 - several
+            return tuple(Part(name, question) for name in names)
+        asked = await asyncio.to_thread(split_question, question, names, lambda text: self.router.score(text).experts)
+        return tuple(Part(expert, part) for expert, part in asked.items())
+
+    def _answer(self, request: ChatRequest, parts: tuple[Part, ...], progress: _Progress) -> AsyncGenerator[Event]:
+        streams = [self._answer_part(request, part, parts, progress) for part in parts]
+        return sections(parts, self.titles, streams) if len(parts) > 1 else streams[0]
+
+    async def _answer_part(
+        self, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
+    ) -> AsyncGenerator[Event]:
+        expert = self.experts[part.expert]
+        others = [
+            self.experts[other.expert] for other in parts if other is not part and other.question == part.question
+        ]
+        found = await self._look_up(expert, [*request.user_turns[:-1], part.question])
+        if found:
+            yield Sources(expert.name, found)
+        conversation = [*request.messages[:-1], Message("user", part.question)]
+        messages = expert_messages(expert, conversation, others, found)
+        async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
+            async for chunk in chunks:
+                if chunk.text:
+                    yield Text(chunk.text)
+                elif chunk.finish_reason is None:
+                    yield Accepted()
+                if chunk.usage:
+                    progress.prompt_tokens += chunk.usage.prompt_tokens
+                    progress.completion_tokens += chunk.usage.completion_tokens
+                if chunk.finish_reason == "length":
+                    progress.finish_reason = "length"
 
     async def _look_up(self, expert: Expert, turns: Sequence[str]) -> tuple[Found, ...]:
         if self._library is None or expert.knowledge is None:

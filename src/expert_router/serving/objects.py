@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from expert_router.types import Answer, Decision, Served, Sources, Timings, Usage
+    from expert_router.types import Answer, AnsweredPart, Decision, Part, Served, Sources, Timings, Usage
 
 
 def decision_object(decision: Decision) -> dict[str, Any]:
@@ -35,6 +35,11 @@ def usage_object(usage: Usage) -> dict[str, int]:
 def served_object(served: Mapping[str, Served]) -> dict[str, dict[str, str | None]]:
     """By expert: the base model, and the hash of its adapter's weights, null where the base itself answers."""
     return {name: asdict(each) for name, each in served.items()}
+
+
+def part_objects(parts: Sequence[Part | AnsweredPart]) -> list[dict[str, Any]]:
+    """Who is asked what; once answered also where the answer stands in the text, in characters, and what went wrong."""
+    return [asdict(part) for part in parts]
 
 
 def source_objects(sources: Sources) -> list[dict[str, Any]]:
@@ -66,6 +71,7 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "experts": list(answer.answered_by),
         "decision": decision_object(answer.decision),
         "served": served_object(answer.served),
+        "parts": part_objects(answer.parts),
         "sources": all_source_objects(answer),
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),

@@ -47,7 +47,7 @@ def joined_pairs(questions: Sequence[LabelledQuestion], count: int, seed: int) -
         if rng.random() > SHARE_OF_BOTH:
             second = first
         one, other = rng.choice(by_field[first]), rng.choice(by_field[second])
-        pairs.append(LabelledQuestion(_joined(one.query, other.query, rng), one.experts | other.experts, "joined"))
+        pairs.append(LabelledQuestion(joined(one.query, other.query, rng), one.experts | other.experts, "joined"))
     return pairs
 
 
@@ -80,7 +80,8 @@ def mistyped(query: str, rng: random.Random) -> str:
     )
 
 
-def _joined(one: str, other: str, rng: random.Random) -> str:
+def joined(one: str, other: str, rng: random.Random) -> str:
+    """As people put two requests into one message."""
     joint = rng.choice(JOINTS)
     if joint[0] in "?;,&" or joint.strip() in {"and", "plus", "btw", "then"}:
         one = one.rstrip("?. ")
