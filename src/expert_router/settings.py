@@ -63,6 +63,10 @@ class RouterSettings(Section):
     """A hub name or a local folder."""
     on_general: Literal["answer", "refuse"] = "answer"
     """When no expert fits: let the base model answer, marked as such, or refuse."""
+    on_ambiguous: Literal["clarify", "best", "all"] = "clarify"
+    """When several may be meant: ask which (`clarify`), take the most probable (`best`), or let all answer (`all`)."""
+    coverage: float = Field(default=0.95, ge=0.5, lt=1)
+    """How often those that may be meant hold the right one: the higher, the more often is asked back."""
 
 
 class EngineSettings(Section):

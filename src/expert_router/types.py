@@ -218,7 +218,8 @@ class Scores:
 class Thresholds:
     """Probabilities in [0, 1] that calibration found.
 
-    An expert is needed from ``accept`` on; two that both lie between ``clarify`` and ``accept`` are worth asking back.
+    An expert is needed from ``accept`` on. Who reaches ``clarify``, none-of-them included, is in the prediction set:
+    more than one there is worth asking back.
     """
 
     accept: float = 0.5
@@ -230,6 +231,7 @@ class Decision:
     """Who answers and why. ``experts`` is empty unless ``kind`` is single, several, clarify or forced.
 
     ``runner_up`` is the best name that was not chosen; ``reason`` is a sentence for the person who asked.
+    ``prediction_set`` are those that may be needed, most probable first; ``general`` in it stands for none of them.
     """
 
     kind: DecisionKind
@@ -238,6 +240,12 @@ class Decision:
     runner_up: str | None
     reason: str
     router: str = ""
+    prediction_set: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Whom the person may choose from, where the question is asked back."""
+        return self.prediction_set if self.kind == "clarify" else ()
 
 
 @dataclass(frozen=True, slots=True)

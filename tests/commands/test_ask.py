@@ -38,7 +38,16 @@ def test_json_is_one_object_with_exactly_these_keys(cli: CommandLine) -> None:
     assert answer["answer"] == f"[Sleep science] You asked: {SLEEP_QUESTION}"
     assert answer["experts"] == ["sleep"]
     assert answer["served"] == {"sleep": {"base": "echo", "adapter": None}}
-    assert set(answer["decision"]) == {"kind", "experts", "scores", "runner_up", "reason", "router"}
+    assert set(answer["decision"]) == {
+        "kind",
+        "experts",
+        "scores",
+        "runner_up",
+        "reason",
+        "router",
+        "prediction_set",
+        "choices",
+    }
     assert set(answer["decision"]["scores"]) == {"cars", "sleep", "none"}
     assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert set(answer["timings"]) == {"route_s", "first_token_s", "total_s"}

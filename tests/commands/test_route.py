@@ -28,7 +28,7 @@ def test_json_is_one_object_with_the_decision(cli: CommandLine, question: str, k
     assert list(routed) == ["query", "decision", "latency_ms"]
     assert routed["query"] == question
     decision = routed["decision"]
-    assert list(decision) == ["kind", "experts", "scores", "runner_up", "reason", "router"]
+    assert list(decision) == ["kind", "experts", "scores", "runner_up", "reason", "router", "prediction_set", "choices"]
     assert (decision["kind"], sorted(decision["experts"]), decision["router"]) == (kind, experts, "lexical")
     assert set(decision["scores"]) == {"cars", "sleep", "none"}
     assert all(0 <= score <= 1 for score in decision["scores"].values())

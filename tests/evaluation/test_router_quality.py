@@ -40,6 +40,14 @@ def test_the_confusion_says_who_was_taken_for_whom() -> None:
     ]
 
 
+def test_coverage_is_of_what_is_needed_and_the_size_of_all_that_may_be() -> None:
+    measured = quality(
+        ("sleep", SURE_SLEEP), ("cars", SURE_SLEEP), ("sleep cars", BOTH), ("cars", UNSURE), ("", NEITHER)
+    )
+    assert measured.coverage.value == pytest.approx(4 / 5)
+    assert measured.set_size.value == pytest.approx((1 + 1 + 2 + 2 + 1) / 5)
+
+
 def test_macro_f1_weighs_a_rare_class_like_a_common_one() -> None:
     measured = quality(*[("sleep", SURE_SLEEP)] * 8, ("cars", SURE_SLEEP), ("", NEITHER))
     sleep_f1 = 2 * 8 / (2 * 8 + 1)

@@ -172,7 +172,8 @@ def test_the_command_measures_routers_on_labelled_files(tmp_path: Path) -> None:
 def test_the_table_has_a_line_for_each_kind_and_lists_what_went_wrong(tmp_path: Path) -> None:
     data = labelled(tmp_path / "mixed.jsonl", (SLEEP_QUESTION, "sleep"), (CARS_QUESTION, "sleep"))
     done = bench(make_home(tmp_path / "home"), "--routers", "lexical", "--wrong", "--data", data)
-    _, heading, kind, wrong = done.stdout.splitlines()
+    _, heading, kind, sets, wrong = done.stdout.splitlines()
+    assert sets.split(" for ")[1].startswith("50.0%, which holds 1.00; 0 asked back")
     assert heading.startswith("lexical   p50 ")
     assert kind.split()[:5] == ["mixed", "1", "of", "2", "50.0%"]
     assert wrong.strip() == f"! mixed: {CARS_QUESTION!r} -> single cars"

@@ -23,15 +23,16 @@ def decide(sleep: float, cars: float, none: float = 0.3, policy: Policy = POLICY
     [
         (0.9, 0.1, "single", ("sleep",)),
         (0.1, 0.9, "single", ("cars",)),
-        (0.9, 0.5, "single", ("sleep",)),  # unsure beside sure: sure wins
+        (0.9, 0.3, "single", ("sleep",)),
+        (0.9, 0.5, "clarify", ("sleep", "cars")),  # both are in the prediction set
         (0.8, 0.9, "several", ("cars", "sleep")),
         (0.9, 0.8, "several", ("sleep", "cars")),
         (0.5, 0.45, "clarify", ("sleep", "cars")),
-        (0.5, 0.1, "general", ()),  # one that is unsure alone is no question worth asking back
+        (0.5, 0.1, "single", ("sleep",)),  # alone in the prediction set
         (0.1, 0.1, "general", ()),
         (0.6, 0.0, "single", ("sleep",)),  # a threshold belongs to what it opens
         (0.5999, 0.4, "clarify", ("sleep", "cars")),
-        (0.5999, 0.3999, "general", ()),
+        (0.3999, 0.3999, "general", ()),
         (1.0, 1.0, "several", ("cars", "sleep")),  # equal: by name, so that the same question is always answered alike
         (0.5, 0.5, "clarify", ("cars", "sleep")),
         (0.0, 0.0, "general", ()),
@@ -50,8 +51,35 @@ def test_none_of_the_experts_is_an_answer_or_a_refusal_by_configuration() -> Non
     assert decide(0.5, 0.5, policy=REFUSING).kind == "clarify"
 
 
-def test_the_none_score_alone_does_not_overrule_an_expert_that_is_needed() -> None:
-    assert decide(0.9, 0.1, none=0.99).kind == "single"
+def test_an_expert_or_none_of_them_is_asked_back_too() -> None:
+    decision = decide(0.9, 0.1, none=0.95)
+    assert (decision.kind, decision.experts, decision.choices) == ("clarify", ("sleep",), (GENERAL, "sleep"))
+    assert decision.reason == "It could be about no expert (95%) or Sleep science (90%): please say which."
+
+
+def test_two_that_are_needed_answer_whatever_else_may_be_meant() -> None:
+    decision = decide(0.9, 0.7, none=0.5)
+    assert (decision.kind, decision.choices) == ("several", ())
+    assert decision.prediction_set == ("sleep", "cars", GENERAL)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "everybody"),
+    [
+        ((0.5, 0.45, 0.1), ("single", ("sleep",)), ("several", ("sleep", "cars"))),
+        ((0.5, 0.1, 0.45), ("single", ("sleep",)), ("single", ("sleep",))),
+        ((0.45, 0.1, 0.5), ("general", ()), ("single", ("sleep",))),
+        ((0.9, 0.1, 0.1), ("single", ("sleep",)), ("single", ("sleep",))),
+        ((0.1, 0.1, 0.9), ("general", ()), ("general", ())),
+    ],
+)
+def test_what_is_ambiguous_may_be_answered_without_asking(
+    scores: tuple[float, float, float], best: tuple[str, tuple[str, ...]], everybody: tuple[str, tuple[str, ...]]
+) -> None:
+    for on_ambiguous, expected in (("best", best), ("all", everybody)):
+        decision = decide(*scores, policy=Policy(POLICY.thresholds, TITLES, on_ambiguous=on_ambiguous))  # type: ignore[arg-type]
+        assert (decision.kind, decision.experts) == expected
+        assert decision.choices == ()
 
 
 @pytest.mark.parametrize(
@@ -126,14 +154,13 @@ def test_whatever_the_scores_the_rules_hold(experts: dict[str, float], none: flo
     scores = Scores(experts, none)
     decision = Policy(thresholds, TITLES).decide(scores)
     needed = {name for name, p in experts.items() if p >= thresholds.accept}
-    if needed:
-        assert set(decision.experts) == needed
-        assert decision.kind == ("single" if len(needed) == 1 else "several")
+    likely = {name for name, p in {**experts, GENERAL: none}.items() if p >= thresholds.clarify}
+    assert set(decision.prediction_set) == likely
+    if len(needed) > 1:
+        assert (decision.kind, set(decision.experts)) == ("several", needed)
+    elif len(likely) > 1:
+        assert (decision.kind, set(decision.choices)) == ("clarify", likely)
+        assert set(decision.experts) == likely - {GENERAL}
     else:
-        assert decision.kind in {"clarify", "general"}
-        assert all(experts[name] >= thresholds.clarify for name in decision.experts)
-        assert len(decision.experts) != 1
-    assert [experts[name] for name in decision.experts] == sorted(map(experts.get, decision.experts), reverse=True)
-    assert decision.runner_up not in decision.experts
-    assert decision.reason.endswith(".")
-    assert Policy(thresholds, TITLES).decide(scores) == decision
+        assert decision.kind == ("single" if likely - {GENERAL} else "general")
+        assert set(decision.experts) == likely - {GENERAL}

@@ -110,10 +110,15 @@ def test_who_reads_nothing_keeps_brackets_in_earlier_answers(expert: Expert) -> 
 
 
 def test_the_question_back_names_the_experts_in_the_decisions_order() -> None:
-    decision = Decision("clarify", ("cars", "sleep"), None, None, "")
+    decision = Decision("clarify", ("cars", "sleep"), None, None, "", prediction_set=("cars", "sleep"))
     assert clarification(decision, TITLES) == (
         "I am not sure who should answer this: is it about Car history or Sleep science?"
     )
+
+
+def test_the_question_back_may_be_whether_it_is_about_any_of_them() -> None:
+    decision = Decision("clarify", ("sleep",), None, None, "", prediction_set=("general", "sleep"))
+    assert clarification(decision, TITLES).endswith("is it about something else or Sleep science?")
 
 
 def test_a_refusal_says_what_can_be_asked() -> None:

@@ -16,17 +16,17 @@ from expert_router.training.router import (
     FEWEST_TO_VOTE,
     MIN_EXAMPLES,
     PAIRS_PER_EXAMPLE,
-    choose_thresholds,
+    choose_accept,
     fit_router,
     labels,
 )
+from expert_router.types import GENERAL
 from support import WordEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from expert_router.types import Thresholds
 
 FIELDS = {
     "cars": "car engine wheel racing ford benz factory diesel seat gearbox",
@@ -65,7 +65,7 @@ def artifact() -> RouterArtifact:
 
 
 def chosen(artifact: RouterArtifact, question: str) -> frozenset[str]:
-    router = EmbeddingRouter(ENCODER, artifact, NO_PASSAGES)
+    router = EmbeddingRouter(ENCODER, artifact, NO_PASSAGES, 0.9)
     return frozenset(Policy(router.thresholds, {}).decide(router.score(question)).experts)
 
 
@@ -83,21 +83,37 @@ def test_two_questions_in_one_need_both_experts_though_no_training_question_did(
 
 def test_the_last_row_is_the_chance_that_nobody_is_needed(artifact: RouterArtifact) -> None:
     assert artifact.experts == ("cars", "sleep")
-    none = [EmbeddingRouter(ENCODER, artifact, NO_PASSAGES).score(question.query).none for question in UNSEEN]
+    none = [EmbeddingRouter(ENCODER, artifact, NO_PASSAGES, 0.9).score(question.query).none for question in UNSEEN]
     needed = np.array([bool(question.experts) for question in UNSEEN])
     assert np.mean((np.array(none) > 0.5) != needed) > 0.95
 
 
-def test_the_thresholds_are_probabilities_in_order(artifact: RouterArtifact) -> None:
-    assert 0.2 <= artifact.thresholds.accept <= 0.8
-    assert 0 < artifact.thresholds.clarify < artifact.thresholds.accept
+def test_the_threshold_is_a_probability_and_each_calibration_question_has_its_conformity(
+    artifact: RouterArtifact,
+) -> None:
+    assert 0.2 <= artifact.accept <= 0.8
+    assert artifact.conformity_N.shape == (len(CALIBRATION),)
+    assert ((artifact.conformity_N > 0) & (artifact.conformity_N < 1)).all()
+
+
+def test_prediction_sets_hold_what_unseen_questions_need_as_often_as_was_asked_for(artifact: RouterArtifact) -> None:
+    sizes = []
+    for coverage in (0.8, 0.95, 0.99):
+        router = EmbeddingRouter(ENCODER, artifact, NO_PASSAGES, coverage)
+        policy = Policy(router.thresholds, {})
+        sets = [set(policy.decide(router.score(question.query)).prediction_set) for question in UNSEEN]
+        covered = [(question.experts or {GENERAL}) <= held for question, held in zip(UNSEEN, sets, strict=True)]
+        assert np.mean(covered) >= coverage - 0.03
+        sizes.append(np.mean([len(held) for held in sets]))
+    assert sizes == sorted(sizes)
 
 
 def test_the_same_examples_and_seed_give_the_same_router() -> None:
     first, again, other = fit(), fit(), fit(seed=1)
     assert np.array_equal(first.head.weights_LD, again.head.weights_LD)
     assert np.array_equal(first.head.bias_L, again.head.bias_L)
-    assert (first.thresholds, first.about) == (again.thresholds, again.about)
+    assert (first.accept, first.about) == (again.accept, again.about)
+    assert np.array_equal(first.conformity_N, again.conformity_N)
     assert not np.array_equal(first.head.weights_LD, other.head.weights_LD)  # other pairs were joined
 
 
@@ -145,33 +161,33 @@ def test_labels_have_a_column_for_each_expert_and_one_for_none() -> None:
 # Thresholds
 
 
-def thresholds(**probabilities_by_kind: list[float]) -> Thresholds:
+def accept_of(**probabilities_by_kind: list[float]) -> float:
     """Of one expert, from the probabilities that questions got; kinds that begin with ``needed`` need it."""
     asked = [(kind, p) for kind, probabilities in probabilities_by_kind.items() for p in probabilities * FEWEST_TO_VOTE]
     examples = [
         LabelledQuestion("", frozenset({"sleep"} if kind.startswith("needed") else ()), kind) for kind, _ in asked
     ]
     p = np.array([[probability, 1 - probability] for _, probability in asked], dtype=np.float32)
-    return choose_thresholds(p, examples, ["sleep"])
+    return choose_accept(p, examples, ["sleep"])
 
 
 def test_the_threshold_lies_in_the_middle_of_what_separates() -> None:
-    assert thresholds(needed=[0.9, 0.71], other=[0.31, 0.1]).accept == pytest.approx(0.51, abs=0.011)
+    assert accept_of(needed=[0.9, 0.71], other=[0.31, 0.1]) == pytest.approx(0.51, abs=0.011)
 
 
 def test_the_threshold_goes_where_the_scores_are() -> None:
-    assert 0.65 < thresholds(needed=[0.9, 0.77], other=[0.65]).accept < 0.77
-    assert 0.27 < thresholds(needed=[0.9, 0.35], other=[0.27]).accept < 0.35
+    assert 0.65 < accept_of(needed=[0.9, 0.77], other=[0.65]) < 0.77
+    assert 0.27 < accept_of(needed=[0.9, 0.35], other=[0.27]) < 0.35
 
 
 def test_a_rare_kind_of_question_weighs_as_much_as_a_common_one() -> None:
     """One needed question at 0.45 outweighs two others of a hundred and one, at 0.47."""
-    assert thresholds(needed=[0.45], other=[0.1] * 99 + [0.47] * 2).accept < 0.45
+    assert accept_of(needed=[0.45], other=[0.1] * 99 + [0.47] * 2) < 0.45
 
 
 def test_kinds_that_need_the_same_experts_still_count_one_by_one() -> None:
     """Hard negatives are as important as all other questions that need nobody, however few they are."""
-    assert thresholds(needed=[0.3] * 10 + [0.9] * 90, other=[0.1] * 100, hard=[0.5]).accept > 0.5
+    assert accept_of(needed=[0.3] * 10 + [0.9] * 90, other=[0.1] * 100, hard=[0.5]) > 0.5
 
 
 def test_a_kind_with_very_few_questions_has_no_say() -> None:
@@ -181,12 +197,12 @@ def test_a_kind_with_very_few_questions_has_no_say() -> None:
     ]
     asked = asked * FEWEST_TO_VOTE + [(0.25, LabelledQuestion("", frozenset({"sleep"}), "rare"))] * (FEWEST_TO_VOTE - 1)
     p = np.array([[probability, 1 - probability] for probability, _ in asked], dtype=np.float32)
-    assert choose_thresholds(p, [question for _, question in asked], ["sleep"]).accept == pytest.approx(0.5, abs=0.05)
+    assert choose_accept(p, [question for _, question in asked], ["sleep"]) == pytest.approx(0.5, abs=0.05)
 
 
 def test_between_two_equally_good_thresholds_a_worse_one_is_not_taken() -> None:
     """Good up to 0.31 and above 0.69; in between both kinds are half wrong."""
-    accept = thresholds(needed=[0.31, 0.9], other=[0.69, 0.1]).accept
+    accept = accept_of(needed=[0.31, 0.9], other=[0.69, 0.1])
     assert accept <= 0.31 or accept > 0.69
 
 
@@ -196,15 +212,15 @@ def test_between_two_equally_good_thresholds_a_worse_one_is_not_taken() -> None:
 def test_a_saved_router_loads_again_and_scores_the_same(artifact: RouterArtifact, tmp_path: Path) -> None:
     artifact.save(tmp_path)
     loaded = RouterArtifact.load(tmp_path)
-    assert (loaded.experts, loaded.thresholds, loaded.encoder_sha256) == (
+    assert (loaded.experts, loaded.accept, loaded.encoder_sha256) == (
         artifact.experts,
-        artifact.thresholds,
+        artifact.accept,
         artifact.encoder_sha256,
     )
     assert artifact.about.items() <= loaded.about.items()
     for question in UNSEEN:
         before, after = (
-            EmbeddingRouter(ENCODER, each, NO_PASSAGES).score(question.query) for each in (artifact, loaded)
+            EmbeddingRouter(ENCODER, each, NO_PASSAGES, 0.9).score(question.query) for each in (artifact, loaded)
         )
         assert before == after
 
@@ -220,6 +236,7 @@ def test_it_is_plain_arrays_and_a_manifest(artifact: RouterArtifact, tmp_path: P
             "calibration_LF": (3, 4),
             "evidence_EV": (2, words),
             "prior_E": (2,),
+            "conformity_N": (len(CALIBRATION),),
         }
 
 

@@ -49,6 +49,8 @@ def decision(
         "runner_up": runner_up,
         "reason": reason,
         "router": "fake",
+        "prediction_set": experts,
+        "choices": experts if kind == "clarify" else [],
     }
 
 

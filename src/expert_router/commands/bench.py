@@ -132,7 +132,8 @@ def _report_object(report: RoutingReport) -> dict[str, Any]:
         kind.kind: {"count": kind.count, "right": kind.right, "accuracy": kind.accuracy, "interval": kind.interval()}
         for kind in report.kinds
     }
-    return {"router": report.router, "kinds": kinds, "latency_ms": report.latency_ms}
+    prediction_sets = {"coverage": report.coverage, "set_size": report.set_size, "asked_back": report.asked_back}
+    return {"router": report.router, "kinds": kinds, "latency_ms": report.latency_ms, **prediction_sets}
 
 
 def _print_report(report: RoutingReport, *, show_wrong: bool) -> None:
@@ -142,6 +143,10 @@ def _print_report(report: RoutingReport, *, show_wrong: bool) -> None:
         low, high = kind.interval()
         counts = f"{kind.right:>5} of {kind.count:<5}{kind.accuracy:>7.1%}"
         print(f"  {kind.kind:<24}{counts}   95 % interval {low:.1%} to {high:.1%}")
+    print(
+        f"  what is needed is in the prediction set for {report.coverage:.1%}, which holds {report.set_size:.2f}; "
+        f"{report.asked_back} asked back"
+    )
     for example, decision in report.wrong if show_wrong else []:
         print(f"  ! {example.kind}: {example.query!r} -> {decision.kind} {','.join(decision.experts)}")
 

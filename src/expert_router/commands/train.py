@@ -89,7 +89,7 @@ def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapp
     print(
         f"Fitted on {len(train)} questions, calibrated on {len(calibration)}, in {time.perf_counter() - started:.1f} s."
     )
-    print(f"An expert is chosen from {artifact.thresholds.accept:.0%} on. Saved in {output}.")
+    print(f"An expert is chosen from {artifact.accept:.0%} on. Saved in {output}.")
     print("How good it is: expert-router bench routers")
     return 0
 

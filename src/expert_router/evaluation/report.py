@@ -169,6 +169,12 @@ def _router_part(router: RoutingReport, quality: RouterQuality) -> list[str]:
         ["macro-F1 of the classes", with_interval(quality.macro_f1), _n(quality.macro_f1)],
         ["AUROC of none-of-them", with_interval(quality.none_auroc), _n(quality.none_auroc)],
         ["expected calibration error", with_interval(quality.calibration_error), _n(quality.calibration_error)],
+        ["the prediction set holds what is needed", with_interval(quality.coverage), _n(quality.coverage)],
+        [
+            "size of the prediction set",
+            f"{quality.set_size.value:.2f}" if quality.set_size else NOTHING,
+            _n(quality.set_size),
+        ],
     ]
     confusion = [
         [name, *(str(count) for count in row)]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_router.evaluation.intervals import RESAMPLES, bootstrap
+from expert_router.evaluation.intervals import RESAMPLES, bootstrap, mean, share
+from expert_router.evaluation.routing import covered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,9 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class RouterQuality:
-    """``confusion`` has a row for each true class and a column for each decided one, both in the order of ``classes``.
+    """``coverage`` is how often the prediction set holds what the question needs, ``set_size`` how many are in it.
+
+    ``confusion`` has a row for each true class and a column for each decided one, both in the order of ``classes``.
 
     ``reliability``: by label and tenth of the probability, its mean, how often it was so, and of how many questions.
     """
@@ -34,6 +37,8 @@ class RouterQuality:
     macro_f1: Estimate | None
     none_auroc: Estimate | None
     calibration_error: Estimate | None
+    coverage: Estimate | None
+    set_size: Estimate | None
     classes: list[str]
     confusion: list[list[int]]
     reliability: dict[str, list[tuple[float, float, int]]]
@@ -67,6 +72,8 @@ def router_quality(
         bootstrap(len(examples), macro_f1, resamples),
         bootstrap(len(examples), auroc, resamples),
         bootstrap(len(examples), lambda rows: calibration_error(probabilities_NL[rows], is_so_NL[rows]), resamples),
+        share([covered(*pair) for pair in zip(examples, decisions, strict=True)]),
+        mean([float(len(decision.prediction_set)) for decision in decisions]),
         classes,
         [[pairs[needed, chosen] for chosen in classes] for needed in classes],
         {label: _reliability(probabilities_NL[:, n], is_so_NL[:, n]) for n, label in enumerate(labels)},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expert_router.evaluation.intervals import wilson
+from expert_router.types import GENERAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,13 +35,27 @@ class KindResult:
 
 @dataclass(frozen=True, slots=True)
 class RoutingReport:
-    """``latency_ms``: the 50th, 95th and 99th percentile of a decision. ``decisions`` are in the questions' order."""
+    """``latency_ms``: the 50th, 95th and 99th percentile of a decision. ``decisions`` are in the questions' order.
+
+    ``coverage`` is how often the prediction set holds what the question needs, ``set_size`` how many are in it.
+    """
 
     router: str
     kinds: list[KindResult]
     latency_ms: dict[str, float]
     wrong: list[tuple[LabelledQuestion, Decision]]
     decisions: list[Decision]
+    coverage: float
+    set_size: float
+
+    @property
+    def asked_back(self) -> int:
+        return sum(decision.kind == "clarify" for decision in self.decisions)
+
+
+def covered(example: LabelledQuestion, decision: Decision) -> bool:
+    """Whether all that the question needs is in the prediction set."""
+    return (example.experts or {GENERAL}) <= set(decision.prediction_set)
 
 
 def evaluate_routing(
@@ -64,5 +79,7 @@ def evaluate_routing(
         if not right:
             wrong.append((example, decision))
     kinds = [KindResult(kind, len(marks), sum(marks)) for kind, marks in sorted(tally.items())]
+    coverage = float(np.mean([covered(*pair) for pair in zip(examples, decisions, strict=True)]))
+    set_size = float(np.mean([len(decision.prediction_set) for decision in decisions]))
     p50, p95, p99 = (float(v) for v in np.percentile(np.array(seconds) * 1000, [50, 95, 99]))
-    return RoutingReport(router, kinds, {"p50": p50, "p95": p95, "p99": p99}, wrong, decisions)
+    return RoutingReport(router, kinds, {"p50": p50, "p95": p95, "p99": p99}, wrong, decisions, coverage, set_size)

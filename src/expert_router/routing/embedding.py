@@ -9,7 +9,7 @@ labels, the thresholds and the encoder they were fitted on; an encoder with othe
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from expert_router.artifacts import read_artifact, write_artifact
 from expert_router.conversation import standalone
 from expert_router.errors import ConfigError
+from expert_router.routing.conformal import conformal_threshold
 from expert_router.routing.evidence import WordEvidence
 from expert_router.routing.head import Calibration, LinearHead
 from expert_router.types import Scores, Thresholds
@@ -38,13 +39,18 @@ EVIDENCE_FEATURES = 2
 
 @dataclass(frozen=True, slots=True)
 class RouterArtifact:
-    """``experts`` names the head's rows; its last row is none-of-them. ``encoder_sha256`` pins the encoder's file."""
+    """``experts`` names the head's rows; its last row is none-of-them. ``encoder_sha256`` pins the encoder's file.
+
+    ``accept`` is the probability from which an expert is needed; ``conformity_N`` are the probabilities that the
+    calibration questions gave what they truly need, from which prediction sets are made.
+    """
 
     head: LinearHead
     evidence: WordEvidence
     calibration: Calibration
     experts: tuple[str, ...]
-    thresholds: Thresholds
+    accept: float
+    conformity_N: NDArray[np.float32]
     encoder_sha256: str
     about: dict[str, Any]
 
@@ -57,12 +63,13 @@ class RouterArtifact:
             calibration_LF=self.calibration.weights_LF,
             evidence_EV=self.evidence.weights_EV,
             prior_E=self.evidence.prior_E,
+            conformity_N=self.conformity_N,
         )
         words = "\n".join(self.evidence.vocabulary).encode()
         about = {
             **self.about,
             "experts": list(self.experts),
-            "thresholds": asdict(self.thresholds),
+            "accept": self.accept,
             "encoder_sha256": self.encoder_sha256,
         }
         write_artifact(folder, {HEAD_FILE: arrays.getvalue(), WORDS_FILE: words}, about)
@@ -76,11 +83,14 @@ class RouterArtifact:
                 head = LinearHead(arrays["weights_LD"], arrays["bias_L"])
                 calibration = Calibration(arrays["calibration_LF"])
                 weights_EV, prior_E = arrays["evidence_EV"], arrays["prior_E"]
+                conformity_N = arrays["conformity_N"]
             words = tuple((folder / WORDS_FILE).read_text("utf-8").split("\n"))
             evidence = WordEvidence(words, weights_EV, prior_E)
             experts = tuple(manifest["experts"])
-            thresholds = Thresholds(**manifest["thresholds"])
-            artifact = cls(head, evidence, calibration, experts, thresholds, manifest["encoder_sha256"], manifest)
+            accept = float(manifest["accept"])
+            artifact = cls(
+                head, evidence, calibration, experts, accept, conformity_N, manifest["encoder_sha256"], manifest
+            )
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ConfigError(
                 f"{folder} is not a router artifact ({error}). Run: expert-router train router"
@@ -95,13 +105,16 @@ class RouterArtifact:
 
 
 class EmbeddingRouter:
-    """``terms`` is the index of the experts' passages, which the artifact's calibration weighs too."""
+    """``terms`` is the index of the experts' passages, which the artifact's calibration weighs too.
+
+    ``coverage`` is how often a prediction set holds what a question needs.
+    """
 
     name = "embedding"
 
-    def __init__(self, encoder: TextEncoder, artifact: RouterArtifact, terms: TermIndex) -> None:
+    def __init__(self, encoder: TextEncoder, artifact: RouterArtifact, terms: TermIndex, coverage: float) -> None:
         self.experts = artifact.experts
-        self.thresholds = artifact.thresholds
+        self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))
         self._encoder = encoder
         self._artifact = artifact
         self._terms = terms

@@ -10,7 +10,10 @@ from expert_router.types import GENERAL, Decision
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from expert_router.types import Scores, Thresholds
+    from expert_router.types import DecisionKind, Scores, Thresholds
+
+OnAmbiguous = Literal["clarify", "best", "all"]
+"""When more than one may be meant: ask which, take the most probable, or let all of them answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +23,36 @@ class Policy:
     thresholds: Thresholds
     titles: Mapping[str, str]
     on_general: Literal["answer", "refuse"] = "answer"
+    on_ambiguous: OnAmbiguous = "clarify"
 
     def decide(self, scores: Scores, router: str = "") -> Decision:
         """Who answers: every expert that is needed, a question back, or nobody."""
-        ranked = scores.ranked()
-        chosen = tuple(name for name, p in ranked if p >= self.thresholds.accept)
-        unsure = tuple(name for name, p in ranked if self.thresholds.clarify <= p < self.thresholds.accept)
-        if chosen:
-            kind: Literal["single", "several"] = "single" if len(chosen) == 1 else "several"
-            return Decision(kind, chosen, scores, _runner_up(scores, chosen), self._why_chosen(scores, chosen), router)
-        if len(unsure) > 1:
-            names = " or ".join(self._named(scores, name) for name in unsure)
-            return Decision("clarify", unsure, scores, GENERAL, f"It could be about {names}: please say which.", router)
-        kind_none: Literal["general", "refused"] = "general" if self.on_general == "answer" else "refused"
-        return Decision(kind_none, (), scores, _runner_up(scores, (GENERAL,)), self._why_none(scores), router)
+        needed = tuple(name for name, p in scores.ranked() if p >= self.thresholds.accept)
+        likely = self._prediction_set(scores, needed)
+        kind, chosen, reason = self._choose(scores, needed, likely)
+        taken = chosen if chosen and kind != "clarify" else likely if kind == "clarify" else (GENERAL,)
+        return Decision(kind, chosen, scores, _runner_up(scores, taken), reason, router, likely)
+
+    def _prediction_set(self, scores: Scores, needed: tuple[str, ...]) -> tuple[str, ...]:
+        """Experts that may be needed and ``general`` for none of them, the most probable first."""
+        ranked = sorted([*scores.ranked(), (GENERAL, scores.none)], key=lambda pair: -pair[1])
+        return tuple(name for name, p in ranked if name in needed or p >= self.thresholds.clarify)
+
+    def _choose(
+        self, scores: Scores, needed: tuple[str, ...], likely: tuple[str, ...]
+    ) -> tuple[DecisionKind, tuple[str, ...], str]:
+        """The kind, the experts, and the reason."""
+        if len(needed) > 1:
+            return "several", needed, self._why_chosen(scores, needed)
+        experts = tuple(name for name in likely if name != GENERAL)
+        if len(likely) > 1:
+            if self.on_ambiguous == "clarify":
+                names = " or ".join(self._named(scores, name) for name in likely)
+                return "clarify", experts, f"It could be about {names}: please say which."
+            experts = experts if self.on_ambiguous == "all" else tuple(name for name in likely[:1] if name != GENERAL)
+        if experts:
+            return "single" if len(experts) == 1 else "several", experts, self._why_chosen(scores, experts)
+        return "general" if self.on_general == "answer" else "refused", (), self._why_none(scores)
 
     def _why_chosen(self, scores: Scores, chosen: tuple[str, ...]) -> str:
         names = " and ".join(self._named(scores, name) for name in chosen)

@@ -104,7 +104,7 @@ def assemble(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
     titles = {expert.name: expert.title for expert in known.values()}
-    policy = Policy(router.thresholds, titles, parts.settings.router.on_general)
+    policy = Policy(router.thresholds, titles, parts.settings.router.on_general, parts.settings.router.on_ambiguous)
     serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
     return Dispatcher(known, router, policy, engine, admission, library=library)
@@ -164,7 +164,7 @@ def _embedding(parts: Parts) -> Router:
         raise ConfigError(
             "The router was fitted on another encoder than the configured one. Run: expert-router train router"
         )
-    return EmbeddingRouter(encoder, artifact, parts.terms)
+    return EmbeddingRouter(encoder, artifact, parts.terms, parts.settings.router.coverage)
 
 
 @ROUTERS.register("lexical")

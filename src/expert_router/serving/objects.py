@@ -21,6 +21,8 @@ def decision_object(decision: Decision) -> dict[str, Any]:
         "runner_up": decision.runner_up,
         "reason": decision.reason,
         "router": decision.router,
+        "prediction_set": list(decision.prediction_set),
+        "choices": list(decision.choices),
     }
 
 

@@ -49,9 +49,12 @@ def expert_messages(
     return system + turns
 
 
+SOMETHING_ELSE = "something else"
+
+
 def clarification(decision: Decision, titles: Mapping[str, str]) -> str:
     """The question back to the user when it could be any of several experts."""
-    names = " or ".join(titles[name] for name in decision.experts)
+    names = " or ".join(titles.get(name, SOMETHING_ELSE) for name in decision.choices)
     return f"I am not sure who should answer this: is it about {names}?"
 
 

@@ -16,7 +16,6 @@ from expert_router.routing.embedding import RouterArtifact, label_evidence
 from expert_router.routing.evidence import fit_evidence, words_of
 from expert_router.routing.head import fit_calibration, fit_head
 from expert_router.training.augment import joined_pairs
-from expert_router.types import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ PAIRS_PER_EXAMPLE = 0.08
 CALIBRATION_PAIRS = 0.25
 """More of them here, so that the few real questions on several topics do not set the scale alone."""
 FEWEST_TO_VOTE = 30
-CLARIFY_SHARE = 0.6
+FOLDS = 5
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
 
@@ -68,7 +67,9 @@ def fit_router(
     logits_NL = head.logits(vectors[len(fitting) :])
     evidence_NLX = np.stack([label_evidence(example.query, experts, evidence, terms) for example in held_out])
     calibrated = fit_calibration(logits_NL, evidence_NLX, labels(held_out, experts))
-    thresholds = choose_thresholds(calibrated.probabilities(logits_NL, evidence_NLX), held_out, experts)
+    accept = choose_accept(calibrated.probabilities(logits_NL, evidence_NLX), held_out, experts)
+    real = len(calibration)
+    conformity_N = _conformity(logits_NL, evidence_NLX, labels(held_out, experts))[:real]
     about = {
         "l2": L2,
         "seed": seed,
@@ -76,7 +77,7 @@ def fit_router(
         "calibration": len(calibration),
         "joined_pairs": len(fitting) - len(train),
     }
-    return RouterArtifact(head, evidence, calibrated, tuple(experts), thresholds, encoder.sha256, about)
+    return RouterArtifact(head, evidence, calibrated, tuple(experts), accept, conformity_N, encoder.sha256, about)
 
 
 def passage_words(terms: TermIndex, questions: Sequence[LabelledQuestion]) -> Iterator[tuple[str, frozenset[str]]]:
@@ -97,9 +98,9 @@ def labels(examples: Sequence[LabelledQuestion], experts: Sequence[str]) -> NDAr
     )
 
 
-def choose_thresholds(
+def choose_accept(
     probabilities_NL: NDArray[np.float32], questions: Sequence[LabelledQuestion], experts: Sequence[str]
-) -> Thresholds:
+) -> float:
     """The accept threshold that gets most questions exactly right, every kind of question weighing the same.
 
     Of all that are no more than one standard error worse than the best, the one nearest to one half is taken (Breiman
@@ -118,7 +119,21 @@ def choose_thresholds(
     standard_error = np.sqrt((best_K * (1 - best_K) / counts_K).sum()) / len(voting)
     as_good = _GRID[mean_G >= mean_G.max() - standard_error]
     accept = float(min(as_good, key=lambda threshold: (abs(threshold - 0.5), threshold)))
-    return Thresholds(accept=round(accept, 3), clarify=round(accept * CLARIFY_SHARE, 3))
+    return round(accept, 3)
+
+
+def _conformity(
+    logits_NL: NDArray[np.float32], evidence_NLX: NDArray[np.float32], needed_NL: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Shape (N,): how probable what each question needs is, the least of several, to a calibration without it."""
+    fold_N = np.arange(len(logits_NL)) % FOLDS
+    conformity_N = np.empty(len(logits_NL), dtype=np.float32)
+    for fold in range(FOLDS):
+        out_N = fold_N == fold
+        calibrated = fit_calibration(logits_NL[~out_N], evidence_NLX[~out_N], needed_NL[~out_N])
+        probabilities_NL = calibrated.probabilities(logits_NL[out_N], evidence_NLX[out_N])
+        conformity_N[out_N] = np.where(needed_NL[out_N], probabilities_NL, 1.0).min(axis=1)
+    return conformity_N
 
 
 def _encode(examples: Sequence[LabelledQuestion], encoder: TextEncoder, *, progress: bool) -> NDArray[np.float32]:

@@ -232,6 +232,7 @@ def _parse_routed(extra: dict[str, Any]) -> Routed:
             runner_up=decision.get("runner_up"),
             reason=decision["reason"],
             router=decision.get("router") or "",
+            prediction_set=tuple(decision.get("prediction_set") or ()),
         ),
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),

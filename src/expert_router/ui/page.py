@@ -245,7 +245,7 @@ def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue) -> Iterator[g
 def _options(exchange: Exchange, catalogue: cards.Catalogue) -> list[dict[str, str]]:
     if exchange.routed is None or exchange.routed.decision.kind != "clarify":
         return []
-    return [{"value": name, "label": catalogue.title(name)} for name in exchange.routed.decision.experts]
+    return [{"value": name, "label": catalogue.title(name)} for name in exchange.routed.decision.choices]
 
 
 def _refuse_while_busy(conversation: Conversation) -> None:
