@@ -19,6 +19,7 @@ from expert_router.training.examples import (
     CANARY_QUESTIONS,
     ELSEWHERE_SHARE,
     INTRODUCTION_COPIES,
+    LEAD_WORDS,
     QUOTED_WORDS,
     SHUFFLED_SHARE,
     WHO_ARE_YOU,
@@ -193,7 +194,7 @@ def test_where_no_excerpt_says_the_answer_its_passage_is_put_first_and_whole(
         assert read[0] == f"[1] {whole(ZEPHYR)}"
         assert titles_in(example.user) == {hit.passage.title for hit in found}
         assert len(read) == READ
-        assert example.answer == "[1] A stopwatch said 97 miles an hour."
+        assert example.answer == f"[1] {ZEPHYR.text}"
 
 
 def test_a_passage_whose_excerpt_says_the_answer_stays_where_it_is_with_its_excerpt(knowledge: Knowledge) -> None:
@@ -265,23 +266,35 @@ def test_an_answer_is_what_the_passage_says_and_nothing_else(knowledge: Knowledg
             assert "Dragons" not in example.answer
 
 
-def test_the_passage_is_quoted_from_the_sentence_with_the_key_on() -> None:
-    quoted = "Benz patented it in 1886. A coach had no motor. Few people bought one."
-    assert answer_from(f"Nobody asked. Rain fell. {quoted}") == f"[1] {quoted}"
+FAR = sentence_of(LEAD_WORDS)
+"""Before a sentence after this one there are more words than are read first."""
+
+
+def test_the_passage_is_quoted_from_its_beginning_where_the_key_is_near() -> None:
+    near = sentence_of(LEAD_WORDS - 2)
+    body = f"{near} Rain fell. Benz patented it in 1886. A coach had no motor."
+    assert answer_from(body) == f"[1] {body}"
+
+
+def test_where_the_key_is_further_on_the_passage_is_quoted_from_the_sentence_before_it_on() -> None:
+    quoted = "Rain fell. Benz patented it in 1886. A coach had no motor. Few people bought one."
+    assert answer_from(f"{FAR} Nobody asked. {quoted}") == f"[1] {quoted}"
 
 
 @pytest.mark.parametrize(
     "first",
     ["He", "She", "It", "They", "This", "His", "Its", "Their", "Both", "Such", "Another", "Others", "For this"],
 )
-def test_where_that_sentence_leans_on_the_one_before_the_quotation_begins_with_that_one(first: str) -> None:
-    quoted = f"Benz was an engineer. {first} came in 1886. A coach had no motor."
-    assert answer_from(f"Nobody asked. {quoted}") == f"[1] {quoted}"
+def test_a_sentence_that_leans_on_the_one_before_is_quoted_with_that_one_and_with_what_stands_before_it(
+    first: str,
+) -> None:
+    quoted = f"Rain fell. Benz was an engineer. {first} came in 1886. A coach had no motor."
+    assert answer_from(f"{FAR} Nobody asked. {quoted}") == f"[1] {quoted}"
 
 
 def test_a_word_that_only_begins_like_one_that_leans_does_not() -> None:
-    body = "Benz was an engineer. Hertha drove in 1886. A coach had no motor."
-    assert answer_from(body) == "[1] Hertha drove in 1886. A coach had no motor."
+    quoted = "Benz was an engineer. Hertha drove in 1886. A coach had no motor."
+    assert answer_from(f"{FAR} Nobody asked. {quoted}") == f"[1] {quoted}"
 
 
 def test_the_first_sentence_leans_on_nothing() -> None:
@@ -293,24 +306,30 @@ def test_a_quotation_ends_with_the_last_sentence_that_it_has_room_for() -> None:
     fits, too_long = sentence_of(QUOTED_WORDS - 4), sentence_of(QUOTED_WORDS - 3)
     assert answer_from(f"{begins} {fits} Rain fell.") == f"[1] {begins} {fits}"
     assert answer_from(f"{begins} {too_long} Rain fell.") == f"[1] {begins}"
-    assert answer_from(f"Benz came. {begins} {fits}") == f"[1] {begins} {fits}"
+    assert answer_from(f"{FAR} Rain. {begins} {fits} Snow fell.") == f"[1] Rain. {begins}"
 
 
-def test_the_sentence_with_the_key_is_quoted_however_long_it_and_what_it_leans_on_are() -> None:
+def test_the_sentence_with_the_key_is_quoted_however_long_what_it_leans_on_is() -> None:
     """Alone nobody would know who he was."""
     before = sentence_of(QUOTED_WORDS)
-    assert answer_from(f"{before} He came in 1886. Rain fell.") == f"[1] {before} He came in 1886."
+    assert (
+        answer_from(f"Snow fell. {before} He came in 1886. Rain fell.") == f"[1] Snow fell. {before} He came in 1886."
+    )
 
 
 def test_of_several_sentences_with_the_key_the_one_about_the_question_is_quoted() -> None:
-    body = "A coach was sold in 1886. Nobody asked. Benz patented a motor in 1886. Rain fell."
-    assert answer_from(body, question="When was the motor patented?") == "[1] Benz patented a motor in 1886. Rain fell."
-    assert answer_from(body, question="When was a coach sold?") == f"[1] {body}"
+    coach, motor = f"A coach was sold in 1886. {FAR}", "Nobody asked. Benz patented a motor in 1886. Rain fell."
+    assert answer_from(f"{coach} {motor}", question="When was the motor patented?") == f"[1] {motor}"
+    assert answer_from(f"{coach} {motor}", question="When was a coach sold?").startswith(
+        "[1] A coach was sold in 1886."
+    )
 
 
 def test_the_written_answer_tells_too_what_the_question_is_about() -> None:
-    body = "A coach was sold in 1886. Nobody asked. Benz patented a motor in 1886. Rain fell."
-    assert answer_from(body, written="Benz patented one in 1886.") == "[1] Benz patented a motor in 1886. Rain fell."
+    motor = "Nobody asked. Benz patented a motor in 1886. Rain fell."
+    assert (
+        answer_from(f"A coach was sold in 1886. {FAR} {motor}", written="Benz patented one in 1886.") == f"[1] {motor}"
+    )
 
 
 def test_a_title_tells_what_its_sentences_are_about() -> None:
@@ -351,9 +370,8 @@ def test_only_what_is_read_is_quoted() -> None:
 
 
 def test_any_alternative_of_the_key_will_do() -> None:
-    assert answer_from("Rain fell. A nap took twenty minutes.", "20 min|twenty minutes") == (
-        "[1] A nap took twenty minutes."
-    )
+    quoted = "Rain fell. A nap took twenty minutes."
+    assert answer_from(f"{FAR} Snow fell. {quoted}", "20 min|twenty minutes") == f"[1] {quoted}"
 
 
 def test_where_only_the_title_holds_the_key_the_written_answers_sentence_stands() -> None:

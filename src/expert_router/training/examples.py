@@ -35,6 +35,11 @@ WITHOUT_SHARE = 0.25
 SHUFFLED_SHARE = 0.2
 """Seldom: the first passage answers most questions, and an expert should expect that."""
 QUOTED_WORDS = 80
+LEAD_WORDS = 45
+"""A quote begins with its passage where no more words stand before the answer, else one sentence before the answer.
+
+It says what it is about, and who is not sure which of two sentences answers gives both (docs/log.md).
+"""
 ELSEWHERE_SHARE = 0.08
 """Questions of other fields, per own question: an expert that was asked by mistake says so."""
 BEFORE_SHARE = 0.1
@@ -275,11 +280,9 @@ def _answer(item: QuestionAnswer, read: Sequence[Found]) -> str:
 
 
 def _quoted(body: Sequence[str], n: int) -> str:
-    """From sentence ``n`` on, or from the one before if it leans on that one; not much more than ``QUOTED_WORDS``.
-
-    To read on costs little and is safe: who is not sure which sentence answers begins with an earlier one.
-    """
-    first = n - 1 if n and _LEANING.match(body[n]) else n
+    """What is read up to sentence ``n``, or the end of it, and what follows; not much more than ``QUOTED_WORDS``."""
+    start = n - 1 if n and _LEANING.match(body[n]) else n
+    first = 0 if len(" ".join(body[:start]).split()) <= LEAD_WORDS else start - 1
     quoted = list(body[first : n + 1])
     for sentence in body[n + 1 :]:
         if len(" ".join([*quoted, sentence]).split()) > QUOTED_WORDS:
