@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from expert_router.conversation import FOLLOW_UP_WORDS, leans_back, standalone
+from expert_router.conversation import (
+    FOLLOW_UP_WORDS,
+    context,
+    is_courtesy,
+    leans_back,
+    plain,
+    points_back,
+    says_little,
+    standalone,
+)
 
 LEANING = [
     "And how long does it last?",
@@ -39,10 +48,47 @@ STANDING = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("Hello! I hope you are well. What is REM sleep?", "What is REM sleep?"),
+        ("Good evening, could you please help me with this: who built the Mini?", "who built the Mini?"),
+        ("sorry to bother you, but I would like to know: why do we dream?", "why do we dream?"),
+        ("Hi there :) what is a nap", "what is a nap"),
+        ("I have a quick question for you. How old is Ford?", "How old is Ford?"),
+        ("Hey, just curious: who named the Beetle", "who named the Beetle"),
+        ("What is REM sleep, please?", "What is REM sleep"),
+        ("Who founded Ferrari? Thanks in advance!", "Who founded Ferrari"),
+    ],
+)
+def test_courtesies_are_not_what_is_asked(said: str, asked: str) -> None:
+    assert plain(said) == asked
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "thanks",
+        "Thank you!",
+        "hi",
+        "please",
+        "I was diagnosed with narcolepsy and I want to know, is it bad?",
+        "Could you tell me who founded Ferrari?",
+        "My car won't start, any help?",
+        "Hi-Fi in cars, since when?",
+        "I know a song about a road. Which car is in it?",
+        "Sorry",
+        "",
+    ],
+)
+def test_what_is_no_courtesy_or_nothing_else_stays(question: str) -> None:
+    assert plain(question) == question
+
+
 @pytest.mark.parametrize("question", LEANING)
 def test_a_short_turn_that_points_back_leans_on_the_turn_before(question: str) -> None:
     assert leans_back(question)
-    assert standalone(question, ["What is REM sleep?"]) == f"What is REM sleep? {question}"
+    assert standalone(question, ["What is REM sleep?"]) == f"What is REM sleep? {plain(question)}"
 
 
 @pytest.mark.parametrize("question", STANDING)
@@ -64,3 +110,34 @@ def test_the_first_turn_has_nothing_to_lean_on() -> None:
 def test_only_the_turn_just_before_is_taken() -> None:
     history = ["Who founded Ferrari?", "What is REM sleep?"]
     assert standalone("How long is it?", history) == "What is REM sleep? How long is it?"
+
+
+@pytest.mark.parametrize(
+    "turn", ["thanks", "Great, that helps!", "ok, got it", "wow", "thanks, I will try that", "hello", "Bye!"]
+)
+def test_courtesies_and_remarks_ask_nothing(turn: str) -> None:
+    assert is_courtesy(turn)
+
+
+@pytest.mark.parametrize(
+    "turn", ["thanks, and in Italy?", "ok and what about naps", "wow, why?", "great whites: do they sleep?", ""]
+)
+def test_what_asks_something_is_no_courtesy(turn: str) -> None:
+    assert not is_courtesy(turn)
+
+
+def test_how_much_a_turn_says_of_its_own() -> None:
+    assert points_back("on whom?")
+    assert points_back("and later in his life?")
+    assert says_little("sharks too?")
+    assert not points_back("sharks too?")
+    assert not says_little("How do I cook pasta with tomatoes?")
+    assert not points_back("2+2")
+
+
+def test_what_a_follow_up_is_about_is_the_last_turn_that_stands_and_what_followed_on_it() -> None:
+    history = ["Who founded Ferrari?", "What is REM sleep?", "thanks!", "and how long does it last in babies?", "why?"]
+    assert context(history) == "What is REM sleep? and how long does it last in babies?"
+    assert context([]) == ""
+    assert context(["thanks"]) == ""
+    assert standalone("And why is that?", history) == f"{context(history)} And why is that?"

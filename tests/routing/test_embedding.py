@@ -68,6 +68,24 @@ def test_a_follow_up_is_read_with_the_turn_before_it(router: EmbeddingRouter) ->
     assert chosen(router, "And how long does it last?") == set()
 
 
+@pytest.mark.parametrize("query", ["Could you give me an example?", "on whom?", "and in general?", "is that common"])
+def test_a_turn_that_says_little_of_its_own_stays_with_what_it_is_about(router: EmbeddingRouter, query: str) -> None:
+    assert chosen(router, query, SLEEP) == {"sleep"}
+    assert chosen(router, query, SLEEP, "wow, thanks", "and how long does it last?") == {"sleep"}
+    assert chosen(router, query, "How do I cook pasta?") == set()
+
+
+@pytest.mark.parametrize("query", ["Thanks!", "Great, that helps a lot, thank you", "ok, got it", "lol", "bye"])
+def test_thanks_go_nowhere_whatever_was_said_before(router: EmbeddingRouter, query: str) -> None:
+    assert chosen(router, query, SLEEP) == set()
+
+
+def test_a_follow_up_comes_back_to_its_subject_after_thanks_and_leaves_with_a_new_one(router: EmbeddingRouter) -> None:
+    assert chosen(router, "and how long does it last?", SLEEP, "thanks") == {"sleep"}
+    assert chosen(router, "and who drove it?", SLEEP, CARS) == {"cars"}
+    assert chosen(router, "and how long does it take?", SLEEP, "How do I cook pasta?") == set()
+
+
 def test_none_and_the_experts_are_probabilities(router: EmbeddingRouter) -> None:
     for query in (SLEEP, CARS, "zzz", "睡眠", "a " * 5000):
         scores = router.score(query)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.evaluation.load import LoadResult
     from expert_router.evaluation.routing import RoutingReport
+    from expert_router.ports import Router
+    from expert_router.routing.policy import Policy
     from expert_router.settings import Settings
 
 HELP = "measure routers and engines on this machine"
@@ -28,9 +30,10 @@ ZERO_SHOT_QUESTIONS = 20
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("routers", "parts", "engine"),
-        help="routers: accuracy and latency; parts: how questions for several experts are taken apart; engine: speed "
-        "under load",
+        choices=("routers", "dialogues", "stability", "parts", "engine"),
+        help="routers: accuracy and latency; dialogues: each turn of conversations; stability: the same decision "
+        "however a question is typed; parts: how questions for several experts are taken apart; engine: speed under "
+        "load",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     group = parser.add_argument_group("routers")
@@ -55,7 +58,13 @@ def main(args: Namespace) -> int:
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
-    bench = {"routers": _bench_routers, "parts": _bench_parts, "engine": _bench_engine}[args.what]
+    bench = {
+        "routers": _bench_routers,
+        "dialogues": _bench_dialogues,
+        "stability": _bench_stability,
+        "parts": _bench_parts,
+        "engine": _bench_engine,
+    }[args.what]
     return bench(args, settings)
 
 
@@ -66,13 +75,55 @@ def _questions(args: Namespace, settings: Settings) -> list[LabelledQuestion]:
     return [example for path in files for example in read_labelled(path)]
 
 
-def _bench_parts(args: Namespace, settings: Settings) -> int:
+def _router(settings: Settings, name: str | None = None) -> tuple[Router, Policy]:
     from expert_router.artifacts import load_experts
-    from expert_router.evaluation.parts import measure_parts
-    from expert_router.serving.build import Parts, build_router
+    from expert_router.serving.build import Parts, build_policy, build_router
 
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(Parts(settings, experts, progress=True))
+    router = build_router(Parts(settings, experts, progress=True), name)
+    return router, build_policy(router, experts, settings)
+
+
+def _bench_dialogues(args: Namespace, settings: Settings) -> int:
+    from expert_router.evaluation.dialogues import measure_dialogues, read_dialogues
+
+    (path,) = args.data or [settings.resolve(settings.paths.data) / "dialogues/test.jsonl"]
+    dialogues = read_dialogues(path)
+    router, policy = _router(settings)
+    report = measure_dialogues(dialogues, lambda turn, history: policy.decide(router.score(turn, history)))
+    if args.json:
+        print(json.dumps({"machine": machine(), "dialogues": len(dialogues), **asdict(report)}, indent=2))
+        return 0
+    print(f"{len(dialogues)} dialogues, each turn decided with those before it   {machine()}")
+    for kind, right in {**report.kinds, "all": report.all}.items():
+        print(f"  {kind:<12}{right.value:>7.1%} of {right.n:<6}95 % interval {right.low:.1%} to {right.high:.1%}")
+    for said, needed, kind, chosen in report.wrong if args.wrong else []:
+        print(f"  ! {said!r} needs {needed or 'nobody'} -> {kind} {chosen}")
+    return 0
+
+
+def _bench_stability(args: Namespace, settings: Settings) -> int:
+    from expert_router.evaluation.stability import measure_stability, read_paraphrases
+
+    (path,) = args.data or [settings.resolve(settings.paths.data) / "stability/paraphrases.csv"]
+    router, policy = _router(settings)
+    results = measure_stability(read_paraphrases(path), lambda text: policy.decide(router.score(text)))
+    if args.json:
+        print(json.dumps({"machine": machine(), "stability": [asdict(result) for result in results]}, indent=2))
+        return 0
+    print(f"The same decision, {results[0].same.n} questions of the test split, typed otherwise:")
+    for result in results:
+        same = result.same
+        print(f"  {result.way:<20}{same.value:>7.1%}   95 % interval {same.low:.1%} to {same.high:.1%}")
+        for question, text in result.changed if args.wrong else []:
+            print(f"  ! {question!r} -> {text!r}")
+    return 0
+
+
+def _bench_parts(args: Namespace, settings: Settings) -> int:
+    from expert_router.evaluation.parts import measure_parts
+
+    router, _ = _router(settings)
     report = measure_parts(_questions(args, settings), lambda text: router.score(text).experts, count=JOINED)
     if args.json:
         print(json.dumps({"machine": machine(), **asdict(report)}, indent=2))
@@ -104,14 +155,9 @@ def _bench_routers(args: Namespace, settings: Settings) -> int:
 
 
 def _router_report(settings: Settings, name: str, examples: list[Any]) -> RoutingReport:
-    from expert_router.artifacts import load_experts
     from expert_router.evaluation.routing import evaluate_routing
-    from expert_router.routing.policy import Policy
-    from expert_router.serving.build import Parts, build_router
 
-    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(Parts(settings, experts, progress=True), name)
-    policy = Policy(router.thresholds, {expert.name: expert.title for expert in experts.values()})
+    router, policy = _router(settings, name)
     return evaluate_routing(examples, lambda query: policy.decide(router.score(query), name), name)
 
 

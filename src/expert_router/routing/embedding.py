@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_router.artifacts import read_artifact, write_artifact
-from expert_router.conversation import standalone
+from expert_router.conversation import context, is_courtesy, leans_back, plain, points_back, says_little
 from expert_router.errors import ConfigError
 from expert_router.routing.conformal import conformal_threshold
 from expert_router.routing.evidence import WordEvidence
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import TextEncoder
 
+SURELY_NOBODYS = 0.95
+"""A turn of few words that is less surely for no expert may go on with the turn before it."""
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
 EVIDENCE_FEATURES = 2
@@ -120,15 +122,30 @@ class EmbeddingRouter:
         self._terms = terms
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
-        """Score the question; a short one that leans on the turn before it, and no expert claims, is read with it."""
-        alone = self._probabilities(query)
-        whole = standalone(query, history)
-        if whole != query and max(alone[:-1]) < self.thresholds.accept:
-            return self._scores(self._probabilities(whole))
-        return self._scores(alone)
+        """Score the question; one that no expert claims and that may lean back is read with what it may be about."""
+        asked = plain(query)
+        alone = self._probabilities(asked)
+        about = context(history, self._stands) if not is_courtesy(query) and self._goes_on(asked, alone) else ""
+        if not about:
+            return self._scores(alone)
+        subject, whole = self._probabilities(about), self._probabilities(f"{about} {asked}")
+        return self._scores([*map(max, subject[:-1], whole[:-1]), min(subject[-1], whole[-1])])
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
+
+    def _claimed(self, probabilities: Sequence[float]) -> bool:
+        return max(probabilities[:-1]) >= self.thresholds.accept and probabilities[-1] < self.thresholds.clarify
+
+    def _goes_on(self, turn: str, alone: Sequence[float]) -> bool:
+        """Whether a turn is about what was said before; ``alone`` is how it scores by itself."""
+        if self._claimed(alone):
+            return False
+        return points_back(turn) or (says_little(turn) and alone[-1] < SURELY_NOBODYS)
+
+    def _stands(self, turn: str) -> bool:
+        """Whether a turn begins a subject."""
+        return not leans_back(turn) and not self._goes_on(turn, self._probabilities(turn))
 
     def _probabilities(self, text: str) -> list[float]:
         logits_1L = self._artifact.head.logits(self._encoder.encode(text)[None, :])

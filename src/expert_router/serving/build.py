@@ -103,8 +103,7 @@ def assemble(
         raise ConfigError(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
-    titles = {expert.name: expert.title for expert in known.values()}
-    policy = Policy(router.thresholds, titles, parts.settings.router.on_general, parts.settings.router.on_ambiguous)
+    policy = build_policy(router, known, parts.settings)
     serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
     return Dispatcher(known, router, policy, engine, admission, library=library)
@@ -114,6 +113,12 @@ def build_library(parts: Parts) -> Library | None:
     """What the experts read from; ``None`` when retrieval is off or none of them has anything to read."""
     limit = parts.settings.knowledge.passages
     return Library(parts.knowledge, limit) if limit and any(e.knowledge for e in parts.experts.values()) else None
+
+
+def build_policy(router: Router, experts: Mapping[str, Expert], settings: Settings) -> Policy:
+    """The settings' rules around the router's thresholds."""
+    titles = {expert.name: expert.title for expert in experts.values()}
+    return Policy(router.thresholds, titles, settings.router.on_general, settings.router.on_ambiguous)
 
 
 def build_router(parts: Parts, name: str | None = None) -> Router:
