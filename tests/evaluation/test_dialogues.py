@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from expert_router.data.dialogues import read_dialogues
 from expert_router.errors import DataError
-from expert_router.evaluation.dialogues import measure_dialogues, read_dialogues
+from expert_router.evaluation.dialogues import measure_dialogues
 from expert_router.types import Decision
 
 if TYPE_CHECKING:

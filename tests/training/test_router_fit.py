@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from expert_router.data.dialogues import Turn
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.errors import ConfigError, DataError
 from expert_router.knowledge.terms import TermIndex
@@ -17,6 +18,7 @@ from expert_router.training.router import (
     MIN_EXAMPLES,
     PAIRS_PER_EXAMPLE,
     choose_accept,
+    fit_follow_up,
     fit_router,
     labels,
 )
@@ -262,3 +264,37 @@ def test_a_head_for_another_number_of_experts_is_refused(artifact: RouterArtifac
     replace(artifact, experts=("cars",)).save(tmp_path)
     with pytest.raises(ConfigError, match="do not fit 1 experts"):
         RouterArtifact.load(tmp_path)
+
+
+# Follow-ups
+
+
+def talk(subject: str, field: str, n: int) -> list[Turn]:
+    after = [
+        ("and why is that?", frozenset([field])),
+        ("could you explain it?", frozenset([field])),
+        ("my aunt likes tea", frozenset[str]()),
+        ("bread and a poem about chess and rivers", frozenset[str]()),
+    ]
+    said, experts = after[n % len(after)]
+    return [Turn(subject, frozenset([field]), "start"), Turn(said, experts, "follow-up" if experts else "change")]
+
+
+TALKS = [talk(question.query, *question.experts, n) for n, question in enumerate(questions(30, 9, EXPERTS))]
+
+
+def test_turns_that_go_on_are_learnt_from_dialogues_and_kept_in_the_artifact(
+    artifact: RouterArtifact, tmp_path: Path
+) -> None:
+    fit_follow_up(artifact, TALKS, ENCODER, NO_PASSAGES).save(tmp_path)
+    router = EmbeddingRouter(ENCODER, RouterArtifact.load(tmp_path), NO_PASSAGES, 0.9)
+    for before, field in (("what is the engine of a ford", "cars"), ("why does rem sleep come", "sleep")):
+        for said, needed in (("and what is that?", {field}), ("my uncle likes tea", set())):
+            scores = router.score(said, [before])
+            assert {name for name, p in scores.experts.items() if p >= router.thresholds.accept} == needed
+
+
+def test_too_few_unclear_turns_are_refused(artifact: RouterArtifact) -> None:
+    with pytest.raises(DataError, match="unclear turns"):
+        fit_follow_up(artifact, TALKS[:8], ENCODER, NO_PASSAGES)
+    assert artifact.follow_up is None

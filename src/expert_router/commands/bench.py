@@ -85,7 +85,8 @@ def _router(settings: Settings, name: str | None = None) -> tuple[Router, Policy
 
 
 def _bench_dialogues(args: Namespace, settings: Settings) -> int:
-    from expert_router.evaluation.dialogues import measure_dialogues, read_dialogues
+    from expert_router.data.dialogues import read_dialogues
+    from expert_router.evaluation.dialogues import measure_dialogues
 
     (path,) = args.data or [settings.resolve(settings.paths.data) / "dialogues/test.jsonl"]
     dialogues = read_dialogues(path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from expert_router.types import Expert
 
 HELP = "fit the router on the prepared data, fine-tune its encoder, or train an expert"
+DIALOGUES = "dialogues/calibration.jsonl"
 FP32_SUFFIX = "-fp32"
 """models.lock has the trainable weights of an encoder under its name with this suffix."""
 
@@ -75,9 +76,10 @@ def main(args: Namespace) -> int:
 
 
 def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
+    from expert_router.data.dialogues import read_dialogues
     from expert_router.data.labelled import read_labelled
     from expert_router.serving.build import Parts
-    from expert_router.training.router import fit_router
+    from expert_router.training.router import fit_follow_up, fit_router
 
     output = args.output or settings.resolve(settings.router.artifact)
     train, calibration = (read_labelled(data / f"routing_{split}.csv") for split in ("train", "calibration"))
@@ -85,6 +87,8 @@ def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapp
     encoder, terms = parts.encoder, parts.terms
     started = time.perf_counter()
     artifact = fit_router(train, calibration, list(experts), encoder, terms, seed=args.seed, progress=True)
+    if (talks := settings.resolve(settings.paths.data) / DIALOGUES).is_file():
+        artifact = fit_follow_up(artifact, read_dialogues(talks), encoder, terms)
     artifact.save(output)
     print(
         f"Fitted on {len(train)} questions, calibrated on {len(calibration)}, in {time.perf_counter() - started:.1f} s."

@@ -19,6 +19,7 @@ from expert_router.conversation import context, is_courtesy, leans_back, plain, 
 from expert_router.errors import ConfigError
 from expert_router.routing.conformal import conformal_threshold
 from expert_router.routing.evidence import WordEvidence
+from expert_router.routing.follow_up import follow_up_features
 from expert_router.routing.head import Calibration, LinearHead
 from expert_router.types import Scores, Thresholds
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import TextEncoder
 
+GOES_ON = 0.55
+"""So probable it must be that a turn goes on: to stay with the wrong expert is worse than to leave the right one."""
 SURELY_NOBODYS = 0.95
 """A turn of few words that is less surely for no expert may go on with the turn before it."""
 HEAD_FILE = "head.npz"
@@ -44,7 +47,8 @@ class RouterArtifact:
     """``experts`` names the head's rows; its last row is none-of-them. ``encoder_sha256`` pins the encoder's file.
 
     ``accept`` is the probability from which an expert is needed; ``conformity_N`` are the probabilities that the
-    calibration questions gave what they truly need, from which prediction sets are made.
+    calibration questions gave what they truly need, from which prediction sets are made. ``follow_up`` tells turns
+    that go on with what was said before; without dialogues to fit it a rule does.
     """
 
     head: LinearHead
@@ -55,9 +59,13 @@ class RouterArtifact:
     conformity_N: NDArray[np.float32]
     encoder_sha256: str
     about: dict[str, Any]
+    follow_up: LinearHead | None = None
 
     def save(self, folder: Path) -> None:
         arrays = io.BytesIO()
+        follow_up: dict[str, Any] = {}
+        if self.follow_up is not None:
+            follow_up = {"follow_up_1F": self.follow_up.weights_LD, "follow_up_bias": self.follow_up.bias_L}
         np.savez(
             arrays,
             weights_LD=self.head.weights_LD,
@@ -66,6 +74,7 @@ class RouterArtifact:
             evidence_EV=self.evidence.weights_EV,
             prior_E=self.evidence.prior_E,
             conformity_N=self.conformity_N,
+            **follow_up,
         )
         words = "\n".join(self.evidence.vocabulary).encode()
         about = {
@@ -86,12 +95,23 @@ class RouterArtifact:
                 calibration = Calibration(arrays["calibration_LF"])
                 weights_EV, prior_E = arrays["evidence_EV"], arrays["prior_E"]
                 conformity_N = arrays["conformity_N"]
+                follow_up = None
+                if "follow_up_1F" in arrays:
+                    follow_up = LinearHead(arrays["follow_up_1F"], arrays["follow_up_bias"])
             words = tuple((folder / WORDS_FILE).read_text("utf-8").split("\n"))
             evidence = WordEvidence(words, weights_EV, prior_E)
             experts = tuple(manifest["experts"])
             accept = float(manifest["accept"])
             artifact = cls(
-                head, evidence, calibration, experts, accept, conformity_N, manifest["encoder_sha256"], manifest
+                head,
+                evidence,
+                calibration,
+                experts,
+                accept,
+                conformity_N,
+                manifest["encoder_sha256"],
+                manifest,
+                follow_up,
             )
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ConfigError(
@@ -125,7 +145,7 @@ class EmbeddingRouter:
         """Score the question; one that no expert claims and that may lean back is read with what it may be about."""
         asked = plain(query)
         alone = self._probabilities(asked)
-        about = context(history, self._stands) if not is_courtesy(query) and self._goes_on(asked, alone) else ""
+        about = context(history, self._stands) if not is_courtesy(query) and self._goes_on(query, alone) else ""
         if not about:
             return self._scores(alone)
         subject, whole = self._probabilities(about), self._probabilities(f"{about} {asked}")
@@ -141,7 +161,10 @@ class EmbeddingRouter:
         """Whether a turn is about what was said before; ``alone`` is how it scores by itself."""
         if self._claimed(alone):
             return False
-        return points_back(turn) or (says_little(turn) and alone[-1] < SURELY_NOBODYS)
+        if self._artifact.follow_up is None:
+            return points_back(turn) or (says_little(turn) and alone[-1] < SURELY_NOBODYS)
+        features_1F = follow_up_features(turn, max(alone[:-1]), alone[-1])[None, :]
+        return bool(self._artifact.follow_up.probabilities(features_1F)[0, 0] > GOES_ON)
 
     def _stands(self, turn: str) -> bool:
         """Whether a turn begins a subject."""

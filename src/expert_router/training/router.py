@@ -6,14 +6,18 @@ Training questions fit the weights; calibration questions, never seen by them, s
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from expert_router.conversation import is_courtesy
+from expert_router.data.dialogues import THANKS
 from expert_router.errors import DataError
-from expert_router.routing.embedding import RouterArtifact, label_evidence
+from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact, label_evidence
 from expert_router.routing.evidence import fit_evidence, words_of
+from expert_router.routing.follow_up import follow_up_features
 from expert_router.routing.head import fit_calibration, fit_head
 from expert_router.training.augment import joined_pairs
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from expert_router.data.dialogues import Turn
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import TextEncoder
@@ -35,6 +40,7 @@ CALIBRATION_PAIRS = 0.25
 """More of them here, so that the few real questions on several topics do not set the scale alone."""
 FEWEST_TO_VOTE = 30
 FOLDS = 5
+FOLLOW_UP_L2 = 1.0
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
 
@@ -78,6 +84,32 @@ def fit_router(
         "joined_pairs": len(fitting) - len(train),
     }
     return RouterArtifact(head, evidence, calibrated, tuple(experts), accept, conformity_N, encoder.sha256, about)
+
+
+def fit_follow_up(
+    artifact: RouterArtifact, dialogues: Sequence[Sequence[Turn]], encoder: TextEncoder, terms: TermIndex
+) -> RouterArtifact:
+    """The artifact that also knows which turns go on with what was said before.
+
+    Fitted on turns after the first that no expert claims for sure by themselves: they need whom the turn before them
+    needed, or nobody. Raises ``DataError`` when the dialogues have too few of either.
+    """
+    router = EmbeddingRouter(encoder, artifact, terms, coverage=0.95)
+    features, goes_on = [], []
+    for dialogue in dialogues:
+        before: frozenset[str] = frozenset()
+        for turn in dialogue:
+            alone = router.score(turn.said)
+            claim = max(alone.experts.values())
+            unsure = claim < router.thresholds.accept or alone.none >= router.thresholds.clarify
+            if before and unsure and turn.experts in {before, frozenset()} and not is_courtesy(turn.said):
+                features.append(follow_up_features(turn.said, claim, alone.none))
+                goes_on.append([bool(turn.experts)])
+            before = before if turn.kind == THANKS else turn.experts
+    labels_N1 = np.array(goes_on, dtype=bool).reshape(-1, 1)
+    if min(labels_N1.sum(), (~labels_N1).sum()) < MIN_EXAMPLES:
+        raise DataError(f"The dialogues have fewer than {MIN_EXAMPLES} unclear turns that go on, or that do not.")
+    return replace(artifact, follow_up=fit_head(np.stack(features), labels_N1, FOLLOW_UP_L2))
 
 
 def passage_words(terms: TermIndex, questions: Sequence[LabelledQuestion]) -> Iterator[tuple[str, frozenset[str]]]:
