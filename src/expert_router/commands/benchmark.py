@@ -1,4 +1,4 @@
-"""``expert-router benchmark``: the router's encoder on CLINC150 and BANKING77, from their authors' files."""
+"""``expert-router benchmark``: CLINC150 and BANKING77 from their authors' files, and a hundred experts made of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from expert_router.commands.measuring import machine, require_packages
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from expert_router.data.intents import IntentData
     from expert_router.evaluation.intents import IntentReport
+    from expert_router.ports import TextEncoder
 
 HELP = "measure the router's encoder on public intent data sets"
 
@@ -22,7 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         f"{HELP}: accuracy over the intents, and how well questions that belong to none are told apart. Nothing out "
         "of scope trains anything; the threshold comes from in-scope validation questions. Needs the evaluate extra."
     )
-    parser.add_argument("dataset", choices=("clinc150", "banking77"))
+    parser.add_argument(
+        "dataset",
+        choices=("clinc150", "banking77", "experts"),
+        help="experts: the router itself with 2 to 100 of CLINC150's intents as experts",
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder with its authors' files")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -34,12 +40,32 @@ def main(args: Namespace) -> int:
     from expert_router.serving.build import Parts
     from expert_router.settings import load_settings
 
+    settings = load_settings(args.config)
+    encoder = Parts(settings, {}, progress=True).encoder
+    if args.dataset == "experts":
+        return _scale(args, read_intents("clinc150", args.data), encoder, settings.router.coverage)
     data = read_intents(args.dataset, args.data)
-    report = measure_intents(data, Parts(load_settings(args.config), {}, progress=True).encoder, progress=True)
+    report = measure_intents(data, encoder, progress=True)
     if args.json:
         print(json.dumps({**asdict(report), "machine": machine()}, indent=2))
     else:
         print(_table(report))
+    return 0
+
+
+def _scale(args: Namespace, data: IntentData, encoder: TextEncoder, coverage: float) -> int:
+    from expert_router.evaluation.scale import measure_scale
+
+    results = measure_scale(data, encoder, coverage, progress=True)
+    if args.json:
+        print(json.dumps({"machine": machine(), "routers": [asdict(result) for result in results]}, indent=2))
+        return 0
+    print(f"{data.name} (sha256 {data.sha256[:12]}), {machine()}")
+    print("experts   right expert   nobody, others   nobody, never seen   fitted in   decision p50 / p95")
+    for r in results:
+        unseen = "" if r.kept_away_unseen is None else f"{r.kept_away_unseen:.1%}"
+        latency = f"{r.p50_ms:.1f} / {r.p95_ms:.1f} ms"
+        print(f"{r.experts:>7}{r.right:>15.1%}{r.kept_away:>17.1%}{unseen:>21}{r.fit_s:>10.1f} s{latency:>21}")
     return 0
 
 
