@@ -156,7 +156,8 @@ async def test_who_answers_and_why_is_in_the_first_chunk_before_any_text(caller:
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "")
     assert about(first)["experts"] == ["sleep"]
     assert about(first)["titles"] == {"sleep": SLEEP.title}
-    assert about(first)["decision"].keys() == {"kind", "experts", "scores", "runner_up", "reason", "router"}
+    keys = {"kind", "experts", "scores", "runner_up", "reason", "router", "prediction_set", "choices"}
+    assert about(first)["decision"].keys() == keys
     assert about(first)["decision"]["kind"] == "single"
     assert {chunk.id for chunk in chunks} == {first.id}
 
