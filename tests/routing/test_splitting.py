@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from expert_router.routing.splitting import split_question
+from expert_router.routing.splitting import MOST_CUTS, split_question
 
 WORDS = {
     "cars": {"ferrari", "car", "wankel", "packard", "v8", "engine", "ford"},
@@ -86,3 +86,16 @@ def test_nothing_of_the_question_is_lost_but_what_joined_it() -> None:
     question = "Please, who founded ferrari in 1947; and, by the way, what is a long nap good for at noon?"
     kept = " ".join(part for _, part in split(question))
     assert set(question.replace(";", "").split()) - set(kept.split()) <= {"and,", "by", "the", "way,"}
+
+
+def test_a_message_of_any_length_costs_few_looks_at_the_router() -> None:
+    looks = []
+
+    def counted(text: str) -> dict[str, float]:
+        looks.append(text)
+        return score(text)
+
+    for question in ("ford and nap " * 5000, "why? " * 5000, "a / b " * 5000):
+        looks.clear()
+        split_question(question, ("cars", "sleep"), counted)
+        assert len(looks) <= 3 * MOST_CUTS + 1

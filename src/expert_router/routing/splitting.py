@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 APART = 0.25
 """How much more probable each expert must be on its own side of a cut than on the other one."""
 LIKELY = 0.5
+MOST_CUTS = 24
+"""So many places are tried, the strongest joints first: each costs two looks at the router."""
 STRENGTH = 0.15
 """What a step between two kinds of joints is worth beside that: people seldom use the strong ones within a request."""
 _JOINTS = tuple(
@@ -77,7 +80,7 @@ def _pieces(text: str, experts: Sequence[str], score: Score) -> Pieces:
 def _in_turns(text: str, experts: Sequence[str], score: Score) -> Pieces:
     """Cut at every strong joint, for experts that are asked in turns; what is for nobody goes with what it follows."""
     pieces: Pieces = []
-    for piece in _STRONG.split(text):
+    for piece in _STRONG.split(text, maxsplit=MOST_CUTS):
         if _LETTER.search(piece):
             scores = score(_bare(piece))
             best = max(experts, key=lambda expert: scores[expert])
@@ -87,17 +90,19 @@ def _in_turns(text: str, experts: Sequence[str], score: Score) -> Pieces:
 
 def _cuts(text: str, experts: Sequence[str], score: Score) -> Iterator[_Cut]:
     """Those with every expert on one side alone."""
-    for strength, joint in enumerate(_JOINTS):
-        for match in joint.finditer(text):
-            left, right = _bare(text[: match.start()]), _bare(text[match.end() :])
-            if not (_LETTER.search(left) and _LETTER.search(right)):
-                continue
-            left_scores, right_scores = score(left), score(right)
-            margins = {expert: left_scores[expert] - right_scores[expert] for expert in experts}
-            on_left, on_right = ([e for e in experts if sign * margins[e] >= APART] for sign in (1, -1))
-            if on_left and on_right and len(on_left) + len(on_right) == len(experts):
-                merit = sum(map(abs, margins.values())) + STRENGTH * strength
-                yield _Cut(left, right, on_left, on_right, merit)
+    joints = [
+        (n, match) for n in reversed(range(len(_JOINTS))) for match in islice(_JOINTS[n].finditer(text), MOST_CUTS)
+    ]
+    for strength, match in joints[:MOST_CUTS]:
+        left, right = _bare(text[: match.start()]), _bare(text[match.end() :])
+        if not (_LETTER.search(left) and _LETTER.search(right)):
+            continue
+        left_scores, right_scores = score(left), score(right)
+        margins = {expert: left_scores[expert] - right_scores[expert] for expert in experts}
+        on_left, on_right = ([e for e in experts if sign * margins[e] >= APART] for sign in (1, -1))
+        if on_left and on_right and len(on_left) + len(on_right) == len(experts):
+            merit = sum(map(abs, margins.values())) + STRENGTH * strength
+            yield _Cut(left, right, on_left, on_right, merit)
 
 
 def _bare(text: str) -> str:
