@@ -357,10 +357,10 @@ def shipped(request: pytest.FixtureRequest, parts: Parts, tmp_path_factory: pyte
 @pytest.mark.parametrize(
     ("expert", "question", "said"), [(e, q, s) for e, _, q, s in PLAIN], ids=[s for *_, s in PLAIN]
 )
-def test_a_plain_question_finds_its_passage_among_the_first_three(
+def test_a_plain_question_finds_its_passage_among_those_that_are_read(
     shipped: Knowledge, expert: str, question: str, said: str
 ) -> None:
-    found = [hit.passage for hit in shipped.search(expert, question)]
+    found = [hit.passage for hit in shipped.search(expert, question, limit=KnowledgeSettings().passages)]
     assert any(said.lower() in p.text.lower() for p in found), [p.title for p in found]
 
 
