@@ -225,6 +225,10 @@ class Thresholds:
     accept: float = 0.5
     clarify: float = 0.35
 
+    def claimed(self, claim: float, none: float) -> bool:
+        """Whether an expert is needed and none-of-them may not be meant; ``claim`` is the largest of the experts'."""
+        return claim >= self.accept and none < self.clarify
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -30,12 +30,12 @@ from expert_router.serving.objects import (
 from expert_router.types import AUTO, Accepted, Done, Failed, Routed, Section, Sources, Text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from starlette.types import Receive, Scope, Send
 
     from expert_router.serving.dispatcher import Dispatcher
-    from expert_router.types import Answer, Decision, Event, Served
+    from expert_router.types import Answer, AnsweredPart, Decision, Event, Part, Served
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -138,8 +138,7 @@ async def _frames(
     started: _Started, routed: Routed, body: ChatCompletionRequest, dispatcher: Dispatcher
 ) -> AsyncGenerator[bytes]:
     envelope = _envelope("chat.completion.chunk", "chatcmpl", body.model)
-    about = _about(routed.decision, routed.experts, routed.served, dispatcher)
-    about["parts"] = part_objects(routed.parts)
+    about = _about(routed.decision, routed.experts, routed.served, routed.parts, dispatcher)
     try:
         yield sse.data({**envelope, **_delta({"role": "assistant", "content": ""}), "expert_router": about})
         async with aclosing(started), aclosing(started.rest()) as events:
@@ -174,14 +173,13 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
 
 def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text}
-    about = _about(answer.decision, answer.answered_by, answer.served, dispatcher)
+    about = _about(answer.decision, answer.answered_by, answer.served, answer.parts, dispatcher)
     return {
         **_envelope("chat.completion", "chatcmpl", model_name),
         "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}],
         "usage": usage_object(answer.usage),
         "expert_router": {
             **about,
-            "parts": part_objects(answer.parts),
             "sources": all_source_objects(answer),
             "timings": timings_object(answer.timings),
         },
@@ -189,7 +187,11 @@ def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict
 
 
 def _about(
-    decision: Decision, experts: tuple[str, ...], served: Mapping[str, Served], dispatcher: Dispatcher
+    decision: Decision,
+    experts: tuple[str, ...],
+    served: Mapping[str, Served],
+    parts: Sequence[Part | AnsweredPart],
+    dispatcher: Dispatcher,
 ) -> dict[str, Any]:
     titles = {name: dispatcher.experts[name].title for name in {*experts, *decision.experts}}
     return {
@@ -197,6 +199,7 @@ def _about(
         "experts": list(experts),
         "titles": titles,
         "served": served_object(served),
+        "parts": part_objects(parts),
     }
 
 

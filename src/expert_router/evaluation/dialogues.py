@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expert_router.evaluation.intervals import Estimate, wilson
+from expert_router.evaluation.intervals import share_of_some
+from expert_router.evaluation.routing import exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from expert_router.data.dialogues import Turn
+    from expert_router.evaluation.intervals import Estimate
     from expert_router.types import Decision
 
 
@@ -32,13 +34,11 @@ def measure_dialogues(
     for dialogue in dialogues:
         for place, turn in enumerate(dialogue):
             decision = decide(turn.said, [before.said for before in dialogue[:place]])
-            right = decision.kind != "clarify" and frozenset(decision.experts) == turn.experts
+            right = exactly(turn.experts, decision)
             marks.setdefault(turn.kind, []).append(right)
             if not right:
                 wrong.append((turn.said, ",".join(sorted(turn.experts)), decision.kind, ",".join(decision.experts)))
     everything = [mark for kind in marks.values() for mark in kind]
-    return DialogueReport({kind: _share(kind_marks) for kind, kind_marks in marks.items()}, _share(everything), wrong)
-
-
-def _share(marks: list[bool]) -> Estimate:
-    return Estimate(sum(marks) / len(marks), *wilson(sum(marks), len(marks)), len(marks))
+    return DialogueReport(
+        {kind: share_of_some(kind_marks) for kind, kind_marks in marks.items()}, share_of_some(everything), wrong
+    )

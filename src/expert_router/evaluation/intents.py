@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from expert_router.evaluation.router_quality import calibration_error
+from expert_router.training.router import embed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,9 @@ def measure_intents(data: IntentData, encoder: TextEncoder, *, progress: bool = 
     right_N = head.intents[probabilities_NI.argmax(axis=1)] == intents_N
     outside = {}
     if data.out_of_scope:
-        outside = _out_of_scope(head, inside_N, _embed(data.out_of_scope, encoder, "out of scope", progress=progress))
+        outside = _out_of_scope(
+            head, inside_N, embed(data.out_of_scope, encoder, "embed out of scope", progress=progress)
+        )
     p50, p95 = _latency_ms(head, encoder, [question for question, _ in data.test])
     return IntentReport(
         dataset=data.name,
@@ -157,19 +159,8 @@ def _out_of_scope(head: IntentHead, inside_N: NDArray[np.float64], outside_ND: N
 
 
 def _embedded(rows: Labelled, encoder: TextEncoder, what: str, *, progress: bool) -> Embedded:
-    vectors_ND = _embed([question for question, _ in rows], encoder, what, progress=progress)
+    vectors_ND = embed([question for question, _ in rows], encoder, f"embed {what}", progress=progress)
     return vectors_ND, np.array([intent for _, intent in rows])
-
-
-def _embed(texts: Sequence[str], encoder: TextEncoder, what: str, *, progress: bool) -> NDArray[np.float32]:
-    vectors: Any = tqdm(
-        encoder.encode_all(texts),
-        total=len(texts),
-        desc=f"embed {what}",
-        unit="question",
-        disable=None if progress else True,
-    )
-    return np.stack(list(vectors))
 
 
 def _latency_ms(head: IntentHead, encoder: TextEncoder, questions: Sequence[str]) -> tuple[float, float]:

@@ -37,8 +37,11 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 def share(marks: Sequence[bool]) -> Estimate | None:
     """How often it was so; ``None`` of nothing."""
-    if not marks:
-        return None
+    return share_of_some(marks) if marks else None
+
+
+def share_of_some(marks: Sequence[bool]) -> Estimate:
+    """How often it was so, of one or more."""
     return Estimate(sum(marks) / len(marks), *wilson(sum(marks), len(marks)), len(marks))
 
 

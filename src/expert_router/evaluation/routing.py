@@ -53,6 +53,11 @@ class RoutingReport:
         return sum(decision.kind == "clarify" for decision in self.decisions)
 
 
+def exactly(experts: frozenset[str], decision: Decision) -> bool:
+    """Whether these experts answer and no other; a question back is wrong."""
+    return decision.kind != "clarify" and frozenset(decision.experts) == experts
+
+
 def covered(example: LabelledQuestion, decision: Decision) -> bool:
     """Whether all that the question needs is in the prediction set."""
     return (example.experts or {GENERAL}) <= set(decision.prediction_set)
@@ -73,8 +78,7 @@ def evaluate_routing(
         decision = decide(example.query)
         seconds.append(time.perf_counter() - started)
         decisions.append(decision)
-        chosen = frozenset() if decision.kind == "clarify" else frozenset(decision.experts)
-        right = chosen == example.experts and decision.kind != "clarify"
+        right = exactly(example.experts, decision)
         tally.setdefault(example.kind, []).append(right)
         if not right:
             wrong.append((example, decision))

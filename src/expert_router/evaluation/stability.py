@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expert_router.errors import DataError
-from expert_router.evaluation.intervals import Estimate, wilson
+from expert_router.evaluation.intervals import share_of_some
 from expert_router.training.augment import mistyped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from expert_router.evaluation.intervals import Estimate
     from expert_router.types import Decision
 
 PREAMBLES = (
@@ -59,9 +60,8 @@ def measure_stability(
     for way, retype in _ways(rng).items():
         typed = [retype(question, paraphrase) for question, paraphrase in pairs]
         alike = [_outcome(decide(text)) == before for text, before in zip(typed, decided, strict=True)]
-        same = Estimate(sum(alike) / len(alike), *wilson(sum(alike), len(alike)), len(alike))
         changed = [(question, text) for (question, _), text, kept in zip(pairs, typed, alike, strict=True) if not kept]
-        results.append(Stability(way, same, changed))
+        results.append(Stability(way, share_of_some(alike), changed))
     return results
 
 

@@ -154,16 +154,14 @@ class EmbeddingRouter:
     def close(self) -> None:
         """Nothing is held beyond memory."""
 
-    def _claimed(self, probabilities: Sequence[float]) -> bool:
-        return max(probabilities[:-1]) >= self.thresholds.accept and probabilities[-1] < self.thresholds.clarify
-
     def _goes_on(self, turn: str, alone: Sequence[float]) -> bool:
         """Whether a turn is about what was said before; ``alone`` is how it scores by itself."""
-        if self._claimed(alone):
+        claim, none = max(alone[:-1]), alone[-1]
+        if self.thresholds.claimed(claim, none):
             return False
         if self._artifact.follow_up is None:
-            return points_back(turn) or (says_little(turn) and alone[-1] < SURELY_NOBODYS)
-        features_1F = follow_up_features(turn, max(alone[:-1]), alone[-1])[None, :]
+            return points_back(turn) or (says_little(turn) and none < SURELY_NOBODYS)
+        features_1F = follow_up_features(turn, claim, none)[None, :]
         return bool(self._artifact.follow_up.probabilities(features_1F)[0, 0] > GOES_ON)
 
     def _stands(self, turn: str) -> bool:

@@ -42,7 +42,7 @@ FEATURES = 11
 def follow_up_features(turn: str, claim: float, none: float) -> NDArray[np.float32]:
     """Shape (``FEATURES``,); the turn alone: ``claim`` is an expert's largest probability, ``none`` nobody's."""
     asked = plain(turn)
-    said, question = len(content_words(asked)), "?" in turn
+    said, question, leans = len(content_words(asked)), "?" in turn, LEANS_BACK.search(asked) is not None
     return np.array(
         [
             question,
@@ -51,11 +51,11 @@ def follow_up_features(turn: str, claim: float, none: float) -> NDArray[np.float
             _CONNECTS.match(turn) is not None,
             not question and _REMARKS.match(turn) is not None,
             "!" in turn or ":)" in turn,
-            LEANS_BACK.search(asked) is not None,
+            leans,
             min(said, MOST_CONTENT) / MOST_CONTENT,
             min(len(asked.split()), MOST_WORDS) / MOST_WORDS,
             _log_odds(claim),
-            _log_odds(none) if said and LEANS_BACK.search(asked) is None else 0.0,
+            _log_odds(none) if said and not leans else 0.0,
         ],
         dtype=np.float32,
     )

@@ -30,7 +30,7 @@ class Policy:
         needed = tuple(name for name, p in scores.ranked() if p >= self.thresholds.accept)
         likely = self._prediction_set(scores, needed)
         kind, chosen, reason = self._choose(scores, needed, likely)
-        taken = chosen if chosen and kind != "clarify" else likely if kind == "clarify" else (GENERAL,)
+        taken = likely if kind == "clarify" else chosen or (GENERAL,)
         return Decision(kind, chosen, scores, _runner_up(scores, taken), reason, router, likely)
 
     def _prediction_set(self, scores: Scores, needed: tuple[str, ...]) -> tuple[str, ...]:

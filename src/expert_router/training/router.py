@@ -68,7 +68,7 @@ def fit_router(
     held_out = [*calibration, *joined_pairs(calibration, round(len(calibration) * CALIBRATION_PAIRS), seed + 1)]
     questions = ((example.query, example.experts) for example in train)
     evidence = fit_evidence([*questions, *passage_words(terms, train)], experts)
-    vectors = _encode([*fitting, *held_out], encoder, progress=progress)
+    vectors = embed([example.query for example in [*fitting, *held_out]], encoder, progress=progress)
     head = fit_head(vectors[: len(fitting)], labels(fitting, experts), L2)
     logits_NL = head.logits(vectors[len(fitting) :])
     evidence_NLX = np.stack([label_evidence(example.query, experts, evidence, terms) for example in held_out])
@@ -101,7 +101,7 @@ def fit_follow_up(
         for turn in dialogue:
             alone = router.score(turn.said)
             claim = max(alone.experts.values())
-            unsure = claim < router.thresholds.accept or alone.none >= router.thresholds.clarify
+            unsure = not router.thresholds.claimed(claim, alone.none)
             if before and unsure and turn.experts in {before, frozenset()} and not is_courtesy(turn.said):
                 features.append(follow_up_features(turn.said, claim, alone.none))
                 goes_on.append([bool(turn.experts)])
@@ -168,9 +168,9 @@ def _conformity(
     return conformity_N
 
 
-def _encode(examples: Sequence[LabelledQuestion], encoder: TextEncoder, *, progress: bool) -> NDArray[np.float32]:
-    texts = [example.query for example in examples]
+def embed(texts: Sequence[str], encoder: TextEncoder, desc: str = "embed", *, progress: bool) -> NDArray[np.float32]:
+    """Shape (N, D); ``desc`` stands before the progress bar."""
     vectors = tqdm(
-        encoder.encode_all(texts), total=len(texts), desc="embed", unit="question", disable=None if progress else True
+        encoder.encode_all(texts), total=len(texts), desc=desc, unit="question", disable=None if progress else True
     )
     return np.stack(list(vectors))
