@@ -8,8 +8,10 @@ import pytest
 
 from expert_router.data.intents import IntentData
 from expert_router.data.labelled import LabelledQuestion
+from expert_router.training.reading import Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -72,7 +74,14 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def trained(base: Path, tokenizer: Tokenizer, *intents: IntentData, start: Path | None = None, **how: Any) -> Any:
+def trained(
+    base: Path,
+    tokenizer: Tokenizer,
+    *intents: IntentData,
+    start: Path | None = None,
+    readings: Sequence[Reading] = (),
+    **how: Any,
+) -> Any:
     from expert_router.training.encoder import EncoderTraining, train_encoder
 
     training = EncoderTraining(**{"batch_size": 8, "pairs": 16, "epochs": 12, "learning_rate": 3e-3} | how)
@@ -84,6 +93,7 @@ def trained(base: Path, tokenizer: Tokenizer, *intents: IntentData, start: Path 
         experts=EXPERTS,
         training=training,
         device="cpu",
+        readings=readings,
         intents=intents,
         start=start,
     )
@@ -94,7 +104,7 @@ def asked(model: RoutingEncoder, tokenizer: Tokenizer, head: str, text: str) -> 
 
     ids = torch.tensor([tokenizer.encode(text).ids])
     with torch.no_grad():
-        return model(head, ids, torch.ones_like(ids))[0][0]
+        return model.logits(head, model(ids, torch.ones_like(ids)))[0]
 
 
 def moved(model: RoutingEncoder, base: Path, tokenizer: Tokenizer) -> float:
@@ -122,6 +132,26 @@ def test_it_learns_the_experts_and_the_intents_each_by_its_own_head(base: Path, 
         assert (asked(model, tokenizer, OWN, text) > 0).tolist() == needed
     for text, intent in (("ruby rose", "red"), ("ink sea", "blue"), ("moss leaf", "green")):
         assert INTENTS.intents[int(asked(model, tokenizer, "colours", text).argmax())] == intent
+
+
+def test_a_question_comes_closer_to_what_answers_it_than_to_what_does_not(base: Path, tokenizer: Tokenizer) -> None:
+    import torch
+
+    answers = {"red": "rose ruby", "blue": "sky sea", "green": "grass leaf"}
+    asks = {"red": "stone bread", "blue": "river rain", "green": "bread river"}
+    readings = [Reading(asks[name], (text,), text, alike=tuple(answers.values())) for name, text in answers.items()] * 8
+
+    def found(model: RoutingEncoder) -> list[str]:
+        texts = [*asks.values(), *answers.values()]
+        with torch.no_grad():
+            rows = [torch.tensor([tokenizer.encode(text).ids]) for text in texts]
+            vectors = torch.cat([model(ids, torch.ones_like(ids)) for ids in rows])
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+        return [list(answers)[int(n)] for n in (vectors[:3] @ vectors[3:].T).argmax(dim=1)]
+
+    how = {"reading_batch_size": 6, "reading_weight": 1.0, "anchor_weight": 0.0}
+    assert found(trained(base, tokenizer, readings=readings, **how)) == list(answers)
+    assert found(trained(base, tokenizer, **how)) != list(answers)
 
 
 def test_the_word_embeddings_stay_as_they_are_and_the_layers_do_not(base: Path, tokenizer: Tokenizer) -> None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.knowledge.terms import TermIndex
+    from expert_router.serving.build import Parts
     from expert_router.settings import Settings
+    from expert_router.training.reading import Reading
     from expert_router.types import Expert
 
 HELP = "fit the router on the prepared data, fine-tune its encoder, or train an expert"
@@ -116,6 +118,8 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
     _, base = fetch_model(settings, settings.router.encoder, progress=True)
     _, fp32 = fetch_model(settings, settings.router.encoder + FP32_SUFFIX, progress=True)
     questions = read_labelled(data / "routing_train.csv")
+    parts = Parts(settings, experts, progress=True)
+    readings = _readings(data, experts, parts)
     training = EncoderTraining(seed=args.seed)
     if args.epochs is not None:
         training = replace(training, epochs=round(args.epochs))
@@ -125,9 +129,10 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
         fp32["model.safetensors"].parent,
         load_tokenizer(base["tokenizer.json"]),
         questions,
-        _passages(data, experts.values(), Parts(settings, experts, progress=True).terms),
+        _passages(data, experts.values(), parts.terms),
         experts=list(experts),
         training=training,
+        readings=readings,
         intents=intents,
         start=args.start,
         device=pick_device(),
@@ -137,6 +142,7 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
         "kind": "encoder",
         "base": settings.router.encoder,
         "questions": len(questions),
+        "readings": len(readings),
         "intents": {data.name: data.sha256 for data in intents},
         "training": training.about(),
     }
@@ -144,6 +150,22 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
     save_weights(model, output / "weights.pt")
     print(f"Trained on {len(questions)} questions. Saved in {output}. Next: expert-router train router")
     return 0
+
+
+def _readings(data: Path, experts: Mapping[str, Expert], parts: Parts) -> list[Reading]:
+    """The experts' questions with the text that answers them: those written for passages, and those with keys."""
+    from expert_router.training.examples import read_questions, read_reading
+    from expert_router.training.reading import build_readings
+
+    readings: list[Reading] = []
+    for name, expert in experts.items():
+        questions = read_reading(expert.reading) if expert.reading is not None else []
+        if (path := data / f"train_{expert.split_name}.csv").is_file():
+            questions += read_questions(path)
+        if name in parts.terms.experts:
+            passages = parts.terms.passages_of(name)
+            readings += build_readings(name, questions, passages, parts.knowledge, progress=True)
+    return readings
 
 
 def _passages(data: Path, experts: Iterable[Expert], terms: TermIndex) -> list[LabelledQuestion]:

@@ -146,4 +146,9 @@ def _keep(path: Path, vectors: Mapping[int, NDArray[np.float32]]) -> None:
 
 def texts_of(passage: Passage) -> list[str]:
     """What is embedded of a passage: the whole, then its sentences, each under the title that says what it is about."""
-    return [f"{passage.title}. {passage.text}", *(f"{passage.title}: {line}" for line in sentences(passage.text))]
+    return [f"{passage.title}. {passage.text}", *(titled(passage, line) for line in sentences(passage.text))]
+
+
+def titled(passage: Passage, sentence: str) -> str:
+    """A sentence of the passage as it is embedded: a title says whom "he" means."""
+    return f"{passage.title}: {sentence}"

@@ -35,6 +35,10 @@ class TermIndex:
         if self._has_words:
             self._bm25.index(words, show_progress=False)
 
+    def passages_of(self, expert: str) -> list[Passage]:
+        owner = self.experts.index(expert)
+        return [passage for passage, own in zip(self.passages, self.owner_P, strict=True) if own == owner]
+
     def scores(self, text: str) -> NDArray[np.float32]:
         """Shape (P,), from 0 to about 30."""
         return self._scores(_words_of_all([text])[0])

@@ -1,10 +1,11 @@
-"""Teach the sentence encoder the experts' fields: fine-tune MiniLM on the routing questions and export it as int8 ONNX.
+"""Teach the sentence encoder the experts' fields: fine-tune MiniLM on the routing questions and on what they read.
 
-Two losses: binary cross-entropy of a linear head over the experts (one independent probability each), and the cosine
-distance to the untrained encoder's embedding, which keeps what it knows of the rest of the world: without it the
-encoder learns our questions and forgets how others ask (docs/log.md). Public intent data sets may be learnt beside,
-each with a head of its own, so that many subjects can be told apart by the same vectors. The word embeddings stay
-frozen, so that the exported file shares them with the base model's file and is half its size.
+The losses: binary cross-entropy of a linear head over the experts (one independent probability each); a question's
+closeness to the text that answers it, among texts that do not (InfoNCE; van den Oord et al., 2018), as retrieval uses
+the same vectors; and the cosine distance to the untrained encoder's embedding, which keeps what it knows of the rest of
+the world: without it the encoder learns our questions and forgets how others ask (docs/log.md). Public intent data sets
+may be learnt beside, each with a head of its own, so that many subjects can be told apart by the same vectors. The word
+embeddings stay frozen, so that the exported file shares them with the base model's file and is half its size.
 
 Needs torch and transformers: pip install 'expert-router[train]'. A minute on a GPU; many on a CPU.
 """
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from expert_router.data.intents import IntentData
     from expert_router.data.labelled import LabelledQuestion
+    from expert_router.training.reading import Reading
 
 T = TypeVar("T")
 
@@ -44,20 +46,28 @@ OWN = "experts"
 INTENT_BATCH_SIZE = 64
 COSINE_SCALE = 20.0
 AS_WRITTEN_SHARE = 0.5
+READING_TEMPERATURE = 0.05
+READING_TOKENS = 160
+"""A passage is embedded up to here while it is learnt."""
+REWORDED_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderTraining:
     """How to train; the defaults are the shipped encoder's.
 
-    ``batch_size`` is of the experts' own questions; ``anchor_weight`` weighs the distance to the untrained embedding;
-    ``passage_share`` is the share of the passages read in an epoch, ``pairs`` the number of joined questions.
+    ``batch_size`` is of the experts' own questions, ``reading_batch_size`` of those that are read for;
+    ``anchor_weight`` weighs the distance to the untrained embedding, ``reading_weight`` how close a question is to what
+    answers it; ``passage_share`` is the share of the passages read in an epoch, ``pairs`` the number of joined
+    questions.
     """
 
     epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 2e-4
     anchor_weight: float = 0.3
+    reading_batch_size: int = 48
+    reading_weight: float = 0.5
     passage_share: float = 0.5
     pairs: int = 800
     seed: int = 0
@@ -91,25 +101,43 @@ class RoutingEncoder(nn.Module):
         for parameter in bert.embeddings.parameters():
             parameter.requires_grad = False
 
-    def forward(self, head: str, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The head's logits and the embeddings (N, D)."""
-        pooled_ND = mean_pooled(self.bert, input_ids, mask)
-        return self.heads[head](self.dropout(pooled_ND)), pooled_ND
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The embeddings (N, D), not normalised."""
+        return mean_pooled(self.bert, input_ids, mask)
+
+    def logits(self, head: str, pooled_ND: torch.Tensor) -> torch.Tensor:
+        return self.heads[head](self.dropout(pooled_ND))
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _Labelled:
     """``targets`` are of shape (N, E) for the experts' head, and class numbers (N,) for another."""
 
     head: str
     texts: list[str]
     targets: torch.Tensor
 
-    def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        targets = self.targets.to(logits.device)
+    def loss(self, model: RoutingEncoder, pooled_ND: torch.Tensor) -> torch.Tensor:
+        logits, targets = model.logits(self.head, pooled_ND), self.targets.to(pooled_ND.device)
         if self.head == OWN:
             return functional.binary_cross_entropy_with_logits(logits, targets)
         return functional.cross_entropy(logits, targets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """``texts`` are N questions, the text that answers each, and others; ``ignored_NM`` are no negatives."""
+
+    texts: list[str]
+    ignored_NM: torch.Tensor
+    weight: float
+
+    def loss(self, model: RoutingEncoder, pooled_ND: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - as _Labelled
+        count = len(self.ignored_NM)
+        vectors_ND = functional.normalize(pooled_ND, dim=1)
+        cosines_NM = vectors_ND[:count] @ vectors_ND[count:].T / READING_TEMPERATURE
+        candidates_NM = cosines_NM.masked_fill(self.ignored_NM.to(cosines_NM.device), -torch.inf)
+        return self.weight * functional.cross_entropy(candidates_NM, torch.arange(count, device=cosines_NM.device))
 
 
 def load_bert(folder: Path) -> BertModel:
@@ -148,6 +176,7 @@ def train_encoder(
     experts: Sequence[str],
     training: EncoderTraining,
     device: str,
+    readings: Sequence[Reading] = (),
     intents: Sequence[IntentData] = (),
     start: Path | None = None,
     progress: bool = False,
@@ -165,7 +194,7 @@ def train_encoder(
         model.load_state_dict(torch.load(start, map_location=device, weights_only=True))
     anchor = load_bert(base).to(device).eval()
     epochs = (
-        _epoch(questions, passages, intents, experts, training=training, rng=rng, number=n)
+        _epoch(questions, passages, readings, intents, experts, training=training, rng=rng, number=n)
         for n in range(training.epochs)
     )
     first = next(epochs)
@@ -174,12 +203,12 @@ def train_encoder(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_then_linear(step, steps))
     with tqdm(total=steps, desc="train encoder", unit="step", disable=None if progress else True) as bar:
         for batch in chain(first, chain.from_iterable(epochs)):
-            ids, mask = _padded([tokenizer.encode(text).ids for text in batch.texts], device)
-            logits, pooled = model(batch.head, ids, mask)
+            ids, mask = _padded([tokenizer.encode(text).ids[:READING_TOKENS] for text in batch.texts], device)
+            pooled = model(ids, mask)
             with torch.no_grad():
                 untrained = mean_pooled(anchor, ids, mask)
             distance = (1 - functional.cosine_similarity(pooled, untrained)).mean()
-            loss = batch.loss(logits) + training.anchor_weight * distance
+            loss = batch.loss(model, pooled) + training.anchor_weight * distance
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,19 +223,20 @@ def train_encoder(
 def _epoch(
     questions: Sequence[LabelledQuestion],
     passages: Sequence[LabelledQuestion],
+    readings: Sequence[Reading],
     intents: Sequence[IntentData],
     experts: Sequence[str],
     *,
     training: EncoderTraining,
     rng: random.Random,
     number: int,
-) -> list[_Batch]:
-    """Shuffled batches, as many every time: all questions, some passages, pairs joined anew, and all intents."""
+) -> list[_Labelled | _Read]:
+    """Shuffled batches, as many every time: all questions, some passages, pairs joined anew, and the rest whole."""
     items = [*questions, *joined_pairs(questions, training.pairs, training.seed * 1000 + number)]
     items += rng.sample(list(passages), round(len(passages) * training.passage_share))
     rng.shuffle(items)
-    batches = [
-        _Batch(
+    batches: list[_Labelled | _Read] = [
+        _Labelled(
             OWN,
             [reworded(item.query, rng) for item in batch],
             torch.tensor([[float(expert in item.experts) for expert in experts] for item in batch]),
@@ -214,18 +244,36 @@ def _epoch(
         for batch in _whole_batches(items, training.batch_size)
     ]
     for data in intents:
-        rows = rng.sample(data.train, len(data.train))
-        number_of = {intent: n for n, intent in enumerate(data.intents)}
-        batches += [
-            _Batch(
-                data.name,
-                [text if rng.random() < AS_WRITTEN_SHARE else reworded(text, rng) for text, _ in batch],
-                torch.tensor([number_of[intent] for _, intent in batch]),
-            )
-            for batch in _whole_batches(rows, INTENT_BATCH_SIZE)
-        ]
+        batches += _intent_batches(data, rng)
+    batches += [
+        _reading_batch(batch, training.reading_weight, rng)
+        for batch in _whole_batches(rng.sample(list(readings), len(readings)), training.reading_batch_size)
+    ]
     rng.shuffle(batches)
     return batches
+
+
+def _intent_batches(data: IntentData, rng: random.Random) -> list[_Labelled]:
+    number_of = {intent: n for n, intent in enumerate(data.intents)}
+    return [
+        _Labelled(
+            data.name,
+            [text if rng.random() < AS_WRITTEN_SHARE else reworded(text, rng) for text, _ in batch],
+            torch.tensor([number_of[intent] for _, intent in batch]),
+        )
+        for batch in _whole_batches(rng.sample(data.train, len(data.train)), INTENT_BATCH_SIZE)
+    ]
+
+
+def _reading_batch(readings: Sequence[Reading], weight: float, rng: random.Random) -> _Read:
+    """Every text of the batch is a negative for the questions that it does not answer."""
+    questions = [reworded(r.question, rng) if rng.random() < REWORDED_SHARE else r.question for r in readings]
+    texts = [reading.positive(rng) for reading in readings]
+    texts += [text for reading in readings for text in reading.negatives(rng)]
+    ignored = [
+        [text in reading.own and n != own for n, text in enumerate(texts)] for own, reading in enumerate(readings)
+    ]
+    return _Read(questions + texts, torch.tensor(ignored), weight)
 
 
 def _whole_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
