@@ -31,11 +31,12 @@ from expert_router.settings import ServerSettings, ServingSettings, Settings
 from expert_router.types import Expert, Found, Passage, Scores, Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.routing.nearest import Examples
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,9 +74,15 @@ def make_home(folder: Path) -> Path:
     shutil.copy(ROOT / "models.lock", folder)
     prepared = folder / "data" / "processed"
     prepared.mkdir(parents=True)
-    rows = [f'"{query}",{"|".join(sorted(experts))},test,' for query, experts in EXAMPLES]
-    (prepared / "routing_train.csv").write_text("\n".join(["query,experts,source,trap", *rows]) + "\n", "utf-8")
+    write_examples(prepared / "routing_train.csv")
     return folder
+
+
+def write_examples(path: Path, examples: Iterable[tuple[str, frozenset[str]]] = EXAMPLES) -> Path:
+    """A prepared file of questions, as routers are fitted on."""
+    rows = [f'"{query}",{"|".join(sorted(experts))},test,' for query, experts in examples]
+    path.write_text("\n".join(["query,experts,source,trap", *rows]) + "\n", "utf-8")
+    return path
 
 
 def lexical_router() -> LexicalRouter:
@@ -130,6 +137,20 @@ class WordEncoder:
         return np.random.default_rng(seed).normal(size=self.width)
 
 
+class WaitingEncoder(WordEncoder):
+    """Reads a text for each time that it is let; ``begun`` once it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let, self.begun = threading.Semaphore(0), threading.Event()
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        for text in texts:
+            self.begun.set()
+            self.let.acquire()
+            yield self.encode(text)
+
+
 def passage(title: str, file: str, text: str) -> Passage:
     return Passage(f"{file}#1", title, text, file)
 
@@ -166,6 +187,7 @@ def build(
     *,
     experts: Mapping[str, Expert] = EXPERTS,
     knowledge: Knowledge | None = None,
+    examples: Examples | None = None,
     on_general: Literal["answer", "refuse"] = "answer",
     max_running: int = 8,
     max_queue: int = 8,
@@ -179,9 +201,9 @@ def build(
     policy = Policy(router.thresholds, TITLES, on_general)
     admission = Admission(max_running, max_queue, queue_timeout_s)
     if knowledge is None:
-        return Dispatcher(experts, router, policy, engine, admission)
+        return Dispatcher(experts, router, policy, engine, admission, examples=examples)
     readers = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
-    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3))
+    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3), examples=examples)
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 from expert_router import commands, errors, settings
 from expert_router.api.errors import error_object
 from expert_router.engines.echo import EchoEngine
+from expert_router.routing.explanation import MOST_WORDS
 from expert_router.settings import Settings, load_settings
 from expert_router.weights import load_lock
 from support import events, serve
@@ -122,13 +123,26 @@ def test_the_package_block_prints_the_decision_then_the_answer() -> None:
 
 
 def test_the_curl_example_is_a_stream_with_an_answer(server: Server) -> None:
-    (example,) = (line for line in _shell_lines() if line.startswith("curl "))
-    words = shlex.split(example)
-    url, body = words[1], words[words.index("-d") + 1]
-    response = server.http.post(url.removeprefix(ADDRESS), content=body, headers={"content-type": "application/json"})
-    first, *_, last = events(response.text)
+    first, *_, last = events(curl(server, "/v1/chat/completions"))
     assert first["expert_router"]["experts"] == ["cars"]
     assert last == "[DONE]"
+
+
+def test_the_curl_example_of_an_explanation_gives_every_documented_field(server: Server) -> None:
+    explanation = json.loads(curl(server, "/v1/explain"))
+    _, *rows = table(DOCS["docs/explain.md"])
+    assert {field.strip("`") for field, _ in rows} == explanation.keys() - {"query"}
+    assert "`turns_back`" in DOCS["docs/explain.md"]
+    assert f"{MOST_WORDS} words are tried" in DOCS["docs/explain.md"]
+
+
+def curl(server: Server, path: str) -> str:
+    """What the documents' only curl example for a path is answered."""
+    (example,) = (line for line in _shell_lines() if line.startswith(f"curl {ADDRESS}{path} "))
+    body = shlex.split(example)[shlex.split(example).index("-d") + 1]
+    response = server.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200
+    return response.text
 
 
 @pytest.mark.parametrize("block", blocks("toml").values(), ids=blocks("toml"))

@@ -14,16 +14,19 @@ import expert_router
 from expert_router import Answer, Decision, ExpertRouter, ExpertRouterError, Message
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.errors import ConfigError, EngineError, InvalidRequestError, OverloadedError, UnknownModelError
+from expert_router.routing.nearest import Examples
 from expert_router.types import Done, Event, Routed, Text
 from support import (
     BOTH_QUESTION,
     CARS_QUESTION,
     OTHER_QUESTION,
     SLEEP_QUESTION,
+    WordEncoder,
     build,
     eventually,
     make_home,
     until,
+    write_examples,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +82,25 @@ def test_a_question_is_routed_without_an_answer(system: ExpertRouter) -> None:
     assert (decision.kind, decision.experts, decision.router) == ("single", ("sleep",), "lexical")
     assert system.route("Why?", history=[CARS_QUESTION]).kind
     assert counts(system) == {}
+
+
+def test_a_question_is_explained_without_an_answer(system: ExpertRouter) -> None:
+    explanation = system.explain(CARS_QUESTION)
+    assert explanation.decision == system.route(CARS_QUESTION)
+    assert max(explanation.words, key=lambda word: word.weights["cars"]).text == "car"
+    assert (explanation.nearest, counts(system)) == ((), {})
+    with pytest.raises(InvalidRequestError, match="The question is empty"):
+        system.explain(" ")
+
+
+def test_what_explanations_compare_with_is_read_when_it_is_first_asked_for(tmp_path: Path) -> None:
+    encoder = WordEncoder()
+    examples = Examples(write_examples(tmp_path / "train.csv"), encoder, tmp_path)
+    with ExpertRouter(build(EchoEngine(), examples=examples), default_max_tokens=8) as system:
+        assert system.explain(CARS_QUESTION, nearest=0).nearest == ()
+        assert encoder.read == []
+        (nearest,) = system.explain(CARS_QUESTION, nearest=1).nearest or ()
+        assert (nearest.query, nearest.experts) == (CARS_QUESTION, ("cars",))
 
 
 def test_a_question_is_answered_whole(system: ExpertRouter) -> None:
@@ -254,7 +276,7 @@ def test_closing_twice_is_fine_and_leaves_no_thread() -> None:
 async def test_a_closed_system_says_so() -> None:
     with scripted(EchoScript()) as system:
         pass
-    for call in (system.route, system.ask):
+    for call in (system.route, system.explain, system.ask):
         with pytest.raises(EngineError, match=r"This ExpertRouter is closed. Open another: expert_router.open\(\)"):
             call(SLEEP_QUESTION)
     with pytest.raises(EngineError, match="is closed"):

@@ -39,7 +39,7 @@ def test_importing_the_package_loads_none_of_its_modules() -> None:
 
 def test_an_open_system_has_these_methods_and_no_other() -> None:
     public = {name for name in dir(expert_router.ExpertRouter) if not name.startswith("_")}
-    assert public == {"experts", "route", "ask", "stream", "close"}
+    assert public == {"experts", "route", "explain", "ask", "stream", "close"}
     for name in public:
         assert inspect.getdoc(getattr(expert_router.ExpertRouter, name))
 
@@ -55,6 +55,7 @@ def test_a_type_checker_sees_what_each_call_gives(tmp_path: Path) -> None:
         "        assert_type(system, ExpertRouter)\n"
         "        assert_type(system.experts, list[str])\n"
         "        assert_type(system.route('Why?', history=['What is REM sleep?']), Decision)\n"
+        "        assert_type(system.explain('Why?', ['What is REM sleep?'], nearest=3).decision, Decision)\n"
         "        assert_type(system.ask('Why?', model='sleep'), Answer)\n"
         "        assert_type(system.ask([Message('user', 'Why?')]).text, str)\n"
         "        try:\n"

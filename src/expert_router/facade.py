@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
     from expert_router.serving.dispatcher import Dispatcher
-    from expert_router.types import Answer, Decision, Event
+    from expert_router.types import Answer, Decision, Event, Explanation
 
 T = TypeVar("T")
 
@@ -33,9 +33,10 @@ MAX_TEMPERATURE = 2.0
 class ExpertRouter:
     """A running system; ``open`` makes one. Close it, or use it in a ``with`` block."""
 
-    def __init__(self, dispatcher: Dispatcher, default_max_tokens: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, default_max_tokens: int, *, progress: bool = False) -> None:
         self._dispatcher = dispatcher
         self._default_max_tokens = default_max_tokens
+        self._progress = progress
         self._exit = ExitStack()
         self._open_portal: BlockingPortal | None = self._exit.enter_context(start_blocking_portal())
 
@@ -47,6 +48,13 @@ class ExpertRouter:
     def route(self, query: str, history: Sequence[str] = ()) -> Decision:
         """Who would answer, and why. ``history`` holds the earlier user turns, oldest first."""
         return self._portal.call(self._dispatcher.decide, query, history)
+
+    def explain(self, query: str, history: Sequence[str] = (), *, nearest: int = 5) -> Explanation:
+        """Why ``route`` decides so: what each word weighs, and the ``nearest`` questions that the router learnt from.
+
+        Those are read when they are first asked for, which takes seconds, once. Raises ``ExpertRouterError``.
+        """
+        return self._portal.call(self._explain, query, history, nearest)
 
     def ask(
         self,
@@ -103,6 +111,11 @@ class ExpertRouter:
         finally:
             pumping.cancel()
 
+    async def _explain(self, query: str, history: Sequence[str], nearest: int) -> Explanation:
+        if nearest and query.strip():
+            await self._dispatcher.read_examples(progress=self._progress)
+        return await self._dispatcher.explain(query, history, nearest)
+
     def close(self) -> None:
         """Stop what runs and give the models' memory back. Closing twice is fine."""
         portal, self._open_portal = self._open_portal, None
@@ -152,4 +165,5 @@ def open(config: str | Path | None = None, *, router: str | None = None, progres
     settings = load_settings(config)
     if router is not None:
         settings = settings.model_copy(update={"router": settings.router.model_copy(update={"name": router})})
-    return ExpertRouter(build_dispatcher(settings, progress=progress), settings.serving.max_tokens)
+    dispatcher = build_dispatcher(settings, progress=progress)
+    return ExpertRouter(dispatcher, settings.serving.max_tokens, progress=progress)

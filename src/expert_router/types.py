@@ -253,6 +253,51 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class WordWeight:
+    """What a word said for those whom a decision is about: how their log-odds change when it is taken away, negated.
+
+    Above 0 it speaks for them, below against. ``start`` to ``end`` are its characters in the question, or in the user's
+    turn ``turns_back`` before it. Where a word occurs more than once, all of them are taken away together.
+    """
+
+    text: str
+    start: int
+    end: int
+    turns_back: int
+    weights: Mapping[str, float]
+    """By expert; ``general`` stands for none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearestExample:
+    """A question that the router learnt from, whom it needs, and how similar it is: the cosine, 1 for the same."""
+
+    query: str
+    experts: tuple[str, ...]
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a question goes where it goes.
+
+    ``history`` are the earlier user turns that it was read with, oldest first; empty where it was read alone.
+    ``about`` are those whom the words speak for or against: who was chosen, who may be meant, or ``general``.
+    ``words`` are in the order of the text, the question's before those of earlier turns; ``words_left_out`` counts
+    those of a long message that were not tried. ``nearest`` is ``None`` while the examples are still being read.
+    """
+
+    query: str
+    history: tuple[str, ...]
+    decision: Decision
+    thresholds: Thresholds
+    about: tuple[str, ...]
+    words: tuple[WordWeight, ...]
+    words_left_out: int = 0
+    nearest: tuple[NearestExample, ...] | None = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds since the request arrived; ``None`` where the step was not reached."""
 

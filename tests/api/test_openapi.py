@@ -22,6 +22,7 @@ OPERATIONS = {
     ("/v1/models", "get"),
     ("/v1/models/{name}", "get"),
     ("/query", "post"),
+    ("/v1/explain", "post"),
     ("/health/live", "get"),
     ("/health/ready", "get"),
 }
@@ -104,4 +105,4 @@ def test_the_examples_work_as_they_stand(server: Server, schema: dict[str, Any])
             for example in schema["components"]["schemas"][name]["examples"]:
                 assert server.http.post(path, json=example).status_code == 200
                 tried += 1
-    assert tried == 2
+    assert tried == 3

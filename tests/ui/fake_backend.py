@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -81,6 +82,36 @@ SOURCES = {
 """What each expert reads, whatever it is asked."""
 
 
+EXPLANATION = {
+    "thresholds": {"accept": 0.5, "clarify": 0.35},
+    "words_left_out": 0,
+    "nearest": [
+        {"query": f"{ODD_TITLE}?", "experts": ["sleep"], "cosine": 0.91},
+        {"query": "Who built the first car?", "experts": ["cars", "sleep"], "cosine": 0.4312},
+        {"query": "A poem", "experts": [], "cosine": 0.1},
+    ],
+}
+"""What every explanation has in common; its words weigh the more the longer they are, and "the" speaks against."""
+
+
+def explanation(body: dict[str, Any], script: Script, *, nearest: bool) -> dict[str, Any]:
+    turns = [body["query"], *reversed(body["history"])]
+    about = script.decision["choices"] or script.decision["experts"] or ["general"]
+    words = [
+        {
+            "text": match[0],
+            "start": match.start(),
+            "end": match.end(),
+            "turns_back": turns_back,
+            "weights": {name: -1.25 if match[0] == "the" else len(match[0]) / 2 for name in about},
+        }
+        for turns_back, turn in enumerate(turns)
+        for match in re.finditer(r"\w+", turn)
+    ]
+    asked = {"query": body["query"], "history": body["history"], "decision": script.decision, "about": about}
+    return {**EXPLANATION, **asked, "words": words, **({} if nearest else {"nearest": None})}
+
+
 @dataclass(frozen=True)
 class Script:
     decision: dict[str, Any]
@@ -111,6 +142,12 @@ DEFAULT = Script(
     ["sleep"],
     "During REM sleep the brain is nearly as active as when awake: the eyes move, dreams are vivid, muscles are still.",
 )
+
+
+def script_for(question: str) -> Script:
+    return next((script for word, script in SCRIPTS.items() if word in question), DEFAULT)
+
+
 SECTIONS = {
     "sleep": "Sleepy drivers react late [1]. ",
     "cars": "Carmakers added drowsiness alerts from 2007 on [2]. ",
@@ -127,6 +164,9 @@ class FakeBackend:
     """Between the decision and the first text; longer lets a reader see who answers first."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    explained: list[dict[str, Any]] = field(default_factory=list)
+    explain_delay_s: float = 0.0
+    examples_read: bool = True
     _server: uvicorn.Server | None = None
     _thread: threading.Thread | None = None
 
@@ -155,7 +195,19 @@ class FakeBackend:
         app = FastAPI()
         app.add_api_route("/v1/models", self._models)
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/explain", self._explain, methods=["POST"], response_model=None)
         return app
+
+    async def _explain(self, body: dict[str, Any]) -> Response:
+        self.explained.append(body)
+        question = body["query"].lower()
+        await asyncio.sleep(self.explain_delay_s)
+        if "unexplained" in question:
+            error = {"message": "The router is away.", "type": "not_ready_error", "param": None, "code": None}
+            return JSONResponse({"error": error}, 503)
+        if "garbled" in question:
+            return JSONResponse({"query": question})
+        return JSONResponse(explanation(body, script_for(question), nearest=self.examples_read))
 
     async def _models(self) -> dict[str, Any]:
         return {"object": "list", "data": [model_entry(name) for name in ("auto", "cars", "sleep", "general")]}
@@ -166,7 +218,7 @@ class FakeBackend:
         if "overload" in question:
             error = {"message": "Too many questions wait.", "type": "overloaded_error", "param": None, "code": None}
             return JSONResponse({"error": error}, 429, {"Retry-After": "7"})
-        script = next((script for word, script in SCRIPTS.items() if word in question), DEFAULT)
+        script = script_for(question)
         if body["model"] != "auto":
             script = forced(body["model"], script)
         await asyncio.sleep(self.route_delay_s)

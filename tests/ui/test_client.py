@@ -9,7 +9,17 @@ import pytest
 from fake_backend import SOURCES, FakeBackend, free_port, wait_until
 
 from expert_router.errors import ConfigError
-from expert_router.types import Message, Served, Sources, Usage
+from expert_router.types import (
+    Explanation,
+    Message,
+    NearestExample,
+    Scores,
+    Served,
+    Sources,
+    Thresholds,
+    Usage,
+    WordWeight,
+)
 from expert_router.ui.client import ChatClient, Done, Event, Failed, Routed, Section, Text
 
 if TYPE_CHECKING:
@@ -93,6 +103,38 @@ async def test_a_forced_expert_has_no_scores(client: ChatClient, backend: FakeBa
     assert backend.requests[-1]["model"] == "cars"
 
 
+async def test_an_explanation_is_read_whole(client: ChatClient, backend: FakeBackend) -> None:
+    explanation = await client.explain("and the eyes?", ["what is rem"])
+    assert backend.explained[-1] == {"query": "and the eyes?", "history": ["what is rem"]}
+    assert isinstance(explanation, Explanation)
+    assert (explanation.query, explanation.history) == ("and the eyes?", ("what is rem",))
+    assert (explanation.about, explanation.thresholds) == (("sleep",), Thresholds(0.5, 0.35))
+    assert explanation.decision.scores == Scores({"cars": 0.04, "sleep": 0.97}, 0.03)
+    assert explanation.words[1] == WordWeight("the", 4, 7, 0, {"sleep": -1.25})
+    assert explanation.words[-1] == WordWeight("rem", 8, 11, 1, {"sleep": 1.5})
+    assert (explanation.nearest or ())[1] == NearestExample("Who built the first car?", ("cars", "sleep"), 0.4312)
+
+
+async def test_examples_that_are_still_being_read_are_told_from_none(client: ChatClient, backend: FakeBackend) -> None:
+    backend.examples_read = False
+    try:
+        explanation = await client.explain("what is rem")
+    finally:
+        backend.examples_read = True
+    assert isinstance(explanation, Explanation)
+    assert explanation.nearest is None
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [("unexplained", "The router is away."), ("garbled", "is not this project's API")],
+)
+async def test_an_explanation_that_fails_is_a_sentence(client: ChatClient, question: str, message: str) -> None:
+    failed = await client.explain(question)
+    assert isinstance(failed, Failed)
+    assert message in failed.message
+
+
 async def test_the_list_of_models(client: ChatClient) -> None:
     models = await client.models()
     assert not isinstance(models, Failed)
@@ -129,7 +171,7 @@ async def test_a_backend_that_is_down() -> None:
     assert isinstance(failed, Failed)
     assert failed.unreachable
     assert "cannot be reached" in failed.message
-    assert await nobody.models() == failed
+    assert await nobody.models() == await nobody.explain("anyone there") == failed
 
 
 async def test_a_server_that_is_something_else(backend: FakeBackend) -> None:

@@ -53,6 +53,13 @@ READABLE = (
     ".er-source p",
     ".er-others > summary",
     ".er-by",
+    ".er-why > summary",
+    ".er-why h4",
+    ".er-word",
+    ".er-word small",
+    ".er-hint",
+    ".er-near li",
+    ".er-near .er-by",
     "#er-choice label.selected span",
     "#er-choice label:not(.selected) span",
     "#er-box textarea",
@@ -152,6 +159,15 @@ class Reader:
         shown = "e => e.checkVisibility()"
         script = f"return [...document.querySelectorAll('.er-source')].filter({shown}).map(e => e.innerText)"
         return [" ".join(text.split()) for text in self.driver.execute_script(script)]
+
+    def open_why(self) -> None:
+        self.click_last(".er-why > summary")
+        wait_until(lambda: self.texts(".er-why[open] section"), "it is explained")
+
+    def click_last(self, selector: str) -> None:
+        script = "const all = document.querySelectorAll(arguments[0]); all[all.length - 1].click()"
+        wait_until(lambda: self.texts(selector), f"{selector} is there")
+        self.driver.execute_script(script, selector)
 
     def start_anew(self) -> None:
         self.click("#er-new")
@@ -387,6 +403,103 @@ def test_sources_stay_with_their_answers_over_turns_and_retries(reader: Reader) 
     assert [text.splitlines()[0] for text in reader.texts(".er-sources")] == ["Sources", "Looked at 2 passages"]
 
 
+def test_why_shows_the_words_the_thresholds_and_the_nearest_examples(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("why do the eyes move?")
+    asked = len(backend.explained)
+    assert reader.texts(".er-why") == ["Why?"]
+    reader.open_why()
+    assert backend.explained[asked:] == [{"query": "why do the eyes move?", "history": []}]
+    words, scores, nearest = (" ".join(text.split()) for text in reader.texts(".er-why section"))
+    shown = "Sleep science why+1.5 do+1.0 the\N{MINUS SIGN}1.2 eyes+2.0 move+2.0?"
+    assert words.startswith(f"The words that mattered {shown} Tinted words speak for it")
+    assert scores.startswith("The scores Sleep science 97 % Car history 4 % None of them 3 % Marked: an expert is")
+    assert "needed from 50 %; whoever reaches 35 %" in scores
+    assert nearest.startswith(f"The nearest examples 0.91 {ODD_TITLE}? Sleep science 0.43 Who built the first car?")
+    assert "0.43 Who built the first car? Car history Sleep science 0.10 A poem None of them" in nearest
+    style = "return [...document.querySelectorAll(arguments[0])].map(e => e.style.left)"
+    assert reader.driver.execute_script(style, ".er-why .er-mark") == ["50%", "50%", "35%"]
+    tint = (
+        "return [...document.querySelectorAll('.er-word')].map(e => [e.className, e.style.getPropertyValue('--share')])"
+    )
+    assert reader.driver.execute_script(tint)[2:4] == [["er-word er-against", "0.62"], ["er-word er-for", "1.00"]]
+
+
+def test_why_is_fetched_once_and_stays_with_its_answer(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("the first question")
+    reader.open_why()
+    asked = len(backend.explained)
+    for _ in ("closed", "opened again"):
+        reader.click_last(".er-why > summary")
+    reader.ask("the second question")
+    assert [text.splitlines()[-1] for text in reader.texts(".er-why")][-1] == "Why?"
+    assert "The words that mattered" in reader.texts(".er-why")[0], "what was opened was closed by the next answer"
+    assert len(backend.explained) == asked
+    reader.click_last(".er-why > summary")
+    wait_until(lambda: len(reader.texts(".er-why[open] section")) == 6, "the second is explained too")
+    assert backend.explained[-1] == {"query": "the second question", "history": ["the first question"]}
+    assert "Before it: the\N{MINUS SIGN}1.2 first+2.5 question+4.0" in " ".join(reader.last(".er-why").split())
+
+
+def test_only_the_last_answer_offers_it_and_only_where_the_router_chose(reader: Reader) -> None:
+    reader.ask("the first question")
+    reader.ask("the second question")
+    assert len(reader.texts(".er-why")) == 1
+    reader.choose("cars")
+    reader.ask("a forced answer")
+    assert reader.texts(".er-why") == []
+
+
+def test_each_of_several_has_its_own_words_and_who_may_be_meant_too(reader: Reader) -> None:
+    reader.ask("why is drowsy driving dangerous")
+    reader.open_why()
+    assert reader.texts(".er-why .er-group .er-by") == ["Sleep science", "Car history"]
+    reader.ask("capital of france")
+    reader.click_last(".er-why > summary")
+    wait_until(lambda: "None of them" in reader.texts(".er-why .er-group .er-by"), "nobody is explained")
+
+
+def test_what_is_asked_while_it_is_explained_is_not_lost(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("explained slowly")
+    backend.explain_delay_s = 1.0
+    try:
+        reader.click_last(".er-why > summary")
+        assert "Looking at each word" in reader.last(".er-why")
+        reader.ask("asked meanwhile")
+        wait_until(lambda: reader.texts(".er-why section"), "the explanation comes")
+    finally:
+        backend.explain_delay_s = 0.0
+    assert reader.texts("#er-chat .user") == ["explained slowly", "asked meanwhile"]
+    reader.ask("and after it")
+    assert [message["content"] for message in backend.requests[-1]["messages"]][::2] == [
+        "explained slowly",
+        "asked meanwhile",
+        "and after it",
+    ]
+
+
+def test_examples_that_are_still_being_read_come_when_it_is_opened_again(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("before the examples are read")
+    backend.examples_read = False
+    try:
+        reader.open_why()
+    finally:
+        backend.examples_read = True
+    assert "The examples are still being read. Close this and open it again" in reader.last(".er-why")
+    reader.click_last(".er-why > summary")
+    reader.click_last(".er-why > summary")
+    wait_until(lambda: "0.91" in reader.last(".er-why"), "the examples are there")
+
+
+def test_an_explanation_that_fails_is_a_sentence_and_can_be_asked_again(reader: Reader, backend: FakeBackend) -> None:
+    reader.ask("unexplained")
+    reader.click_last(".er-why > summary")
+    wait_until(lambda: "No explanation. The router is away." in reader.last(".er-why"), "it says why")
+    asked = len(backend.explained)
+    reader.click_last(".er-why > summary")
+    reader.click_last(".er-why > summary")
+    wait_until(lambda: len(backend.explained) > asked, "it is asked again")
+
+
 def test_a_clarifying_question_is_answered_by_a_click(reader: Reader, backend: FakeBackend) -> None:
     reader.ask("jaguar")
     assert reader.last(".er-badge") == "Which one do you mean?"
@@ -404,6 +517,10 @@ def test_what_a_model_writes_stays_text(reader: Reader) -> None:
     assert reader.texts("#er-chat .user b") == []
     assert reader.texts("#er-chat .md img, #er-chat .md script, #er-chat a[href^=javascript]") == []
     assert reader.last(".er-reason") == ODD_REASON
+    reader.open_why()
+    assert "markup+3.0 <b>bold+2.0</b>" in reader.last(".er-said")
+    assert f"{ODD_TITLE}?" in reader.texts(".er-near li")[0]
+    assert reader.texts(".er-why b, .er-why img, .er-why script") == []
     reader.driver.execute_script(OPEN_ALL)
     assert f"{MARKUP} A second line." in reader.sources()[2]
     assert reader.texts(".er-sources img, .er-sources script, .er-sources b, .er-sources code") == []
@@ -444,6 +561,7 @@ def test_text_can_be_read_in_either_theme(reader: Reader, theme: str) -> None:
     reader.open(f"?__theme={theme}")
     reader.ask("failing")
     reader.ask("why is drowsy driving dangerous")
+    reader.open_why()
     contrasts = {selector: reader.driver.execute_script(CONTRAST, selector) for selector in READABLE}
     assert {selector: round(ratio, 1) for selector, ratio in contrasts.items() if ratio < 4.5} == {}
     background = reader.driver.execute_script(
@@ -458,6 +576,7 @@ def test_a_phone_scrolls_in_one_direction_only(reader: Reader) -> None:
     try:
         reader.open()
         reader.ask("why is drowsy driving dangerous " + "verylongword" * 8)
+        reader.open_why()
         reader.driver.execute_script(OPEN_ALL)
         assert len(reader.sources()) == 5
         beyond = reader.driver.execute_script(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from expert_router.api import health, openai, query
+from expert_router.api import explain, health, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
@@ -48,6 +48,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if warm_up:
             system.warm_up = asyncio.create_task(_warm_up(dispatcher))
+            system.warm_up.add_done_callback(system.read_examples_after)
         try:
             yield
         finally:
@@ -56,6 +57,8 @@ def create_app(
                 with suppress(asyncio.CancelledError, Exception):
                     await system.warm_up
             await dispatcher.close()
+            if system.reading is not None:
+                await asyncio.wait({system.reading})
 
     app = FastAPI(
         title="expert-router",
@@ -65,7 +68,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, health):
+    for part in (openai, query, explain, health):
         app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)

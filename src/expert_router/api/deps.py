@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,11 +36,31 @@ class System:
     options: ServingOptions
     warm_up: asyncio.Task[dict[str, str]] | None = None
     """Gives the experts that cannot answer, and why."""
+    reading: asyncio.Task[None] | None = None
+    """Of the router's examples, for explanations: nobody waits for it."""
+
+    def read_examples_after(self, warm_up: asyncio.Task[dict[str, str]]) -> None:
+        if not warm_up.cancelled():
+            self.read_examples()
+
+    def read_examples(self) -> None:
+        """Begin to, unless it has begun, or the models are still being loaded, which comes first."""
+        if self.reading is None and (self.warm_up is None or self.warm_up.done()):
+            self.reading = asyncio.create_task(_read_examples(self.dispatcher))
 
 
 def running_system(request: Request) -> System:
     system: System = request.app.state.system
     return system
+
+
+async def _read_examples(dispatcher: Dispatcher) -> None:
+    try:
+        await dispatcher.read_examples()
+    except NotReadyError as error:  # the server ends
+        logger.info("the examples were not read", extra={"reason": error.message})
+    except ExpertRouterError as error:
+        logger.warning("explanations name no examples", extra={"reason": error.message})
 
 
 SystemDep = Annotated[System, Depends(running_system)]

@@ -125,6 +125,14 @@ class QueryResponse(BaseModel):
     scores: dict[str, float] | None
 
 
+class ExplainRequest(RequestBody):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?", "nearest": 3}]})
+
+    query: str = Field(min_length=1)
+    history: list[str] = Field(default=[], description="the earlier user turns, oldest first")
+    nearest: int = Field(default=5, ge=0, le=50, description="how many of the router's examples to name")
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str

@@ -18,6 +18,7 @@ VERBS = {
     "ask": "ask a question and stream the answer",
     "chat": "talk in the terminal",
     "route": "say which expert a question would go to, and why",
+    "explain": "say why: the words that mattered, and the examples most like it",
     "train": "fit the router",
     "prepare": "validate, clean and split the data",
     "weights": "bring, check or list the weight files of models.lock",

@@ -8,22 +8,18 @@ that are found, the closest sentences are their excerpt.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from expert_router.artifacts import write_atomically
 from expert_router.conversation import standalone
 from expert_router.errors import ConfigError
 from expert_router.knowledge.corpus import sentences
 from expert_router.types import Found
+from expert_router.vectors import embed_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,8 +32,6 @@ TERM_WEIGHT = 0.02
 """BM25 scores run to about 30, cosines to 1."""
 CANDIDATES = 40
 EXCERPT_SENTENCES = 2
-MOST_KEPT = 200_000
-"""Vectors in the cache: 150 MB."""
 
 
 class KnowledgeIndex:
@@ -102,46 +96,9 @@ class KnowledgeIndex:
 def embed_passages(
     passages: Sequence[Passage], encoder: TextEncoder, cache: Path, *, progress: bool
 ) -> NDArray[np.float16]:
-    """The vectors for ``KnowledgeIndex``; ``cache`` keeps a file for each encoder, so that only new texts are read."""
+    """The vectors for ``KnowledgeIndex``; only texts that ``cache`` does not know are read."""
     texts = [text for passage in passages for text in texts_of(passage)]
-    hashes = [_hash(text) for text in texts]
-    path = cache / "knowledge" / f"{encoder.sha256[:16]}.npy"
-    vectors = _kept(path)
-    new = {known: text for known, text in zip(hashes, texts, strict=True) if known not in vectors}
-    if new:
-        embedded = tqdm(
-            encoder.encode_all(list(new.values())),
-            total=len(new),
-            desc="read the knowledge",
-            unit="text",
-            disable=None if progress else True,
-        )
-        vectors.update(zip(new, embedded, strict=True))
-        _keep(path, {known: vectors[known] for known in (*hashes, *vectors)})
-    return np.array([vectors[known] for known in hashes], dtype=np.float16)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _kept(path: Path) -> dict[int, NDArray[np.float32]]:
-    """The vectors of an earlier start by the hash of their text; what is missing, or is no such file, is made anew."""
-    with suppress(Exception):
-        rows = np.load(path, allow_pickle=False)
-        return dict(zip(rows["hash"].tolist(), rows["vector"], strict=True))
-    return {}
-
-
-def _keep(path: Path, vectors: Mapping[int, NDArray[np.float32]]) -> None:
-    """Those that come first; texts of other experts, or of earlier days, stay as far as there is room."""
-    kept = list(vectors.items())[:MOST_KEPT]
-    rows = np.zeros(len(kept), dtype=[("hash", "<u8"), ("vector", "<f2", kept[0][1].shape)])
-    for row, (known, vector) in zip(rows, kept, strict=True):
-        row["hash"], row["vector"] = known, vector
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    write_atomically(path, buffer.getvalue())
+    return embed_texts(texts, encoder, cache / "knowledge", label="read the knowledge", progress=progress)
 
 
 def texts_of(passage: Passage) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import Engine, Knowledge, Router
     from expert_router.routing.encoder import SentenceEncoder
+    from expert_router.routing.nearest import Examples
     from expert_router.settings import Settings
     from expert_router.types import Adapter, Expert
     from expert_router.weights import LockedModel
@@ -106,13 +107,24 @@ def assemble(
     policy = build_policy(router, known, parts.settings)
     serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    return Dispatcher(known, router, policy, engine, admission, library=library)
+    examples = build_examples(parts, router)
+    return Dispatcher(known, router, policy, engine, admission, library=library, examples=examples)
 
 
 def build_library(parts: Parts) -> Library | None:
     """What the experts read from; ``None`` when retrieval is off or none of them has anything to read."""
     limit = parts.settings.knowledge.passages
     return Library(parts.knowledge, limit) if limit and any(e.knowledge for e in parts.experts.values()) else None
+
+
+def build_examples(parts: Parts, router: Router) -> Examples | None:
+    """What the router was fitted on, to compare questions with; ``None`` for one that has no encoder of its own."""
+    if router.name != "embedding":
+        return None
+    from expert_router.routing.nearest import Examples
+
+    data, cache = map(parts.settings.resolve, (parts.settings.paths.data, parts.settings.paths.cache))
+    return Examples(data / ROUTER_EXAMPLES, parts.encoder, cache / "examples")
 
 
 def build_policy(router: Router, experts: Mapping[str, Expert], settings: Settings) -> Policy:

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
+from expert_router.routing.explanation import explain
 from expert_router.routing.policy import forced
 from expert_router.routing.splitting import split_question
 from expert_router.serving.abstention import answered
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.routing.nearest import Examples
     from expert_router.routing.policy import Policy
     from expert_router.serving.admission import Admission
-    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, FinishReason, Found
+    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, Explanation, FinishReason, Found
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Library:
 class Dispatcher:
     """``experts`` by name. The router's threshold rules are in ``policy``; ``admission`` bounds what runs at once.
 
-    Without a ``library`` the experts answer from memory.
+    Without a ``library`` the experts answer from memory; without ``examples`` explanations name none.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Dispatcher:
         admission: Admission,
         *,
         library: Library | None = None,
+        examples: Examples | None = None,
     ) -> None:
         self.experts = {**experts, GENERAL: BARE_BASE_MODEL}
         self.titles = {expert.name: expert.title for expert in experts.values()}
@@ -95,11 +98,30 @@ class Dispatcher:
         self.admission = admission
         self._policy = policy
         self._library = library
+        self._examples = examples
 
     async def decide(self, query: str, history: Sequence[str] = ()) -> Decision:
         """Route one question; ``history`` holds the earlier user turns, oldest first."""
         scores = await asyncio.to_thread(self.router.score, query, history)
         return self._policy.decide(scores, self.router.name)
+
+    async def explain(self, query: str, history: Sequence[str] = (), nearest: int = 5) -> Explanation:
+        """Why ``decide`` decides so; up to ``nearest`` examples once ``read_examples`` has been through.
+
+        Raises ``InvalidRequestError`` when the question is empty.
+        """
+        if not query.strip():
+            raise InvalidRequestError("The question is empty.", param="query")
+        explanation = await asyncio.to_thread(explain, self.router, self._policy, query, history)
+        if self._examples is None or not nearest:
+            return explanation
+        found = await asyncio.to_thread(self._examples.nearest, query, explanation.history, nearest)
+        return replace(explanation, nearest=found)
+
+    async def read_examples(self, *, progress: bool = False) -> None:
+        """Get the router's examples ready to compare with: seconds the first time. Raises ``DataError``."""
+        if self._examples is not None:
+            await asyncio.to_thread(self._examples.read, progress=progress)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
         """``Routed`` first, then the text, ``Done`` last. Errors are raised where they happen.
@@ -156,6 +178,8 @@ class Dispatcher:
         )
 
     async def close(self) -> None:
+        if self._examples is not None:
+            self._examples.close()
         await self.engine.close()
         self.router.close()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from expert_router.types import Answer, AnsweredPart, Decision, Part, Served, Sources, Timings, Usage
+    from expert_router.types import Answer, AnsweredPart, Decision, Explanation, Part, Served, Sources, Timings, Usage
 
 
 def decision_object(decision: Decision) -> dict[str, Any]:
@@ -23,6 +23,26 @@ def decision_object(decision: Decision) -> dict[str, Any]:
         "router": decision.router,
         "prediction_set": list(decision.prediction_set),
         "choices": list(decision.choices),
+    }
+
+
+def explanation_object(explanation: Explanation) -> dict[str, Any]:
+    """``nearest`` is null while the examples are being read; weights are changes of log-odds."""
+    nearest = explanation.nearest
+    return {
+        "query": explanation.query,
+        "history": list(explanation.history),
+        "decision": decision_object(explanation.decision),
+        "thresholds": {name: round(value, 4) for name, value in asdict(explanation.thresholds).items()},
+        "about": list(explanation.about),
+        "words": [
+            {**asdict(word), "weights": {name: round(weight, 4) for name, weight in word.weights.items()}}
+            for word in explanation.words
+        ],
+        "words_left_out": explanation.words_left_out,
+        "nearest": None
+        if nearest is None
+        else [{**asdict(example), "cosine": round(example.cosine, 4)} for example in nearest],
     }
 
 

@@ -6,18 +6,21 @@ sanitised markdown (``plain_markdown``).
 
 from __future__ import annotations
 
-import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_router.types import AUTO, GENERAL
+from expert_router.ui.markup import div as _div
+from expert_router.ui.markup import percent as _percent
+from expert_router.ui.markup import text as _text
+from expert_router.ui.markup import waiting as _waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from expert_router.types import Passage, Scores, Served
-    from expert_router.ui.client import Done, Model, Routed
+    from expert_router.types import Explanation, Passage, Scores, Served
+    from expert_router.ui.client import Done, Failed, Model, Routed
     from expert_router.ui.conversation import Exchange, Part
 
 COLOURS = 8
@@ -31,9 +34,14 @@ _LINKED_CITATION = re.compile(r"(?<!\\)\[(\d{1,2})\](?=[:(])")
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The names that can answer, in the server's order; titles and colours follow from it."""
+    """What the server told: the names that can answer, and why questions went where they did.
+
+    ``models`` are in the server's order; titles and colours follow from it. ``explanations`` are by what the person
+    said, the question last: whoever routes knows nothing else.
+    """
 
     models: tuple[Model, ...] = ()
+    explanations: Mapping[tuple[str, ...], Explanation | Failed] = field(default_factory=dict)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -73,8 +81,11 @@ def plain_markdown(text: str) -> str:
     return "".join(parts)
 
 
-def decision_card(exchange: Exchange, catalogue: Catalogue) -> str:
-    """Who answers and why; while that is open, that it is being decided. At the end, what the answer cost."""
+def decision_card(exchange: Exchange, catalogue: Catalogue, reasons: str = "") -> str:
+    """Who answers and why; while that is open, that it is being decided. At the end, what the answer cost.
+
+    ``reasons`` is what ``ui.why`` says of it, folded away.
+    """
     routed = exchange.routed
     if routed is None and not exchange.busy:
         return ""
@@ -86,7 +97,9 @@ def decision_card(exchange: Exchange, catalogue: Catalogue) -> str:
     scores = routed.decision.scores
     bars = _bars(scores, routed.decision.experts, catalogue) if scores else ""
     cost = _div("er-cost", _cost(exchange.done)) if exchange.done else ""
-    return _div(f"er-card {_card_colour(routed, catalogue)}", head + reason + bars + cost, kind=routed.decision.kind)
+    return _div(
+        f"er-card {_card_colour(routed, catalogue)}", head + reason + bars + cost + reasons, kind=routed.decision.kind
+    )
 
 
 def footnote(exchange: Exchange) -> str:
@@ -248,24 +261,5 @@ def _cost(done: Done) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _waiting(what: str) -> str:
-    dots = '<span class="er-dots" aria-hidden="true"><i></i><i></i><i></i></span>'
-    return f'<span class="er-waiting" role="status">{_text(what)}{dots}</span>'
-
-
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _percent(score: float) -> str:
-    return f"{score:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
-
-
-def _text(text: str) -> str:
-    """Escaped for HTML and for Gradio's templates, which know ``${…}`` and ``{{…}}``."""
-    return html.escape(text).replace("$", "&#36;").replace("{", "&#123;")
-
-
-def _div(classes: str, inner: str, *, role: str = "", kind: str = "") -> str:
-    attributes = (f' role="{role}"' if role else "") + (f' data-kind="{html.escape(kind)}"' if kind else "")
-    return f'<div class="{classes}"{attributes}>{inner}</div>'

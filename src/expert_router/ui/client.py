@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import httpx2
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, Decision, Found, Passage, Scores, Served, Sources, Timings, Usage
+from expert_router.types import AUTO, Found, Passage, Served, Sources, Timings, Usage
+from expert_router.ui.wire import parse_decision, parse_explanation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
-    from expert_router.types import Message
+    from expert_router.types import Decision, Explanation, Message
 
 CONNECT_TIMEOUT_S = 4.0
 SILENCE_TIMEOUT_S = 60.0
@@ -106,7 +107,18 @@ class ChatClient:
                 return Failed(_refusal(response))
             return tuple(_parse_model(entry) for entry in response.json()["data"])
         except httpx2.TransportError as error:
-            return self._explain(error, self._connect_timeout_s)
+            return self._failure(error, self._connect_timeout_s)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self._not_understood()
+
+    async def explain(self, question: str, history: Sequence[str] = ()) -> Explanation | Failed:
+        """Why the question goes where it goes; ``history`` holds the earlier user turns, oldest first."""
+        try:
+            async with self._connect(self._silence_timeout_s) as http:
+                response = await http.post("/v1/explain", json={"query": question, "history": list(history)})
+            return Failed(_refusal(response)) if response.is_error else parse_explanation(response.json())
+        except httpx2.TransportError as error:
+            return self._failure(error, self._silence_timeout_s)
         except (ValueError, KeyError, TypeError, AttributeError):
             return self._not_understood()
 
@@ -142,7 +154,7 @@ class ChatClient:
         except httpx2.SSEError:
             yield self._not_understood()
         except httpx2.TransportError as error:
-            yield self._explain(error, self._silence_timeout_s, answering=answering)
+            yield self._failure(error, self._silence_timeout_s, answering=answering)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             yield self._not_understood()
 
@@ -151,7 +163,7 @@ class ChatClient:
         # A proxy of the environment must not stand between this page and a backend on the same machine.
         return httpx2.AsyncClient(base_url=self.base_url, timeout=timeout, verify=self._tls, trust_env=False)
 
-    def _explain(self, error: httpx2.TransportError, silence_timeout_s: float, *, answering: bool = False) -> Failed:
+    def _failure(self, error: httpx2.TransportError, silence_timeout_s: float, *, answering: bool = False) -> Failed:
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return Failed(f"The backend at {self.base_url} cannot be reached.", unreachable=True)
         if isinstance(error, httpx2.TimeoutException):
@@ -223,17 +235,8 @@ def _parse_model(entry: dict[str, Any]) -> Model:
 
 
 def _parse_routed(extra: dict[str, Any]) -> Routed:
-    decision = extra["decision"]
     return Routed(
-        Decision(
-            kind=decision["kind"],
-            experts=tuple(decision["experts"]),
-            scores=_parse_scores(decision["scores"]) if decision.get("scores") else None,
-            runner_up=decision.get("runner_up"),
-            reason=decision["reason"],
-            router=decision.get("router") or "",
-            prediction_set=tuple(decision.get("prediction_set") or ()),
-        ),
+        parse_decision(extra["decision"]),
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),
         {name: Served(str(each["base"]), each.get("adapter")) for name, each in (extra.get("served") or {}).items()},
@@ -248,11 +251,6 @@ def _parse_sources(entries: Sequence[dict[str, Any]]) -> Iterator[Sources]:
 def _parse_found(entry: dict[str, Any]) -> Found:
     passage = Passage(str(entry["id"]), str(entry["title"]), str(entry["text"]), str(entry["file"]))
     return Found(passage, float(entry["score"]))
-
-
-def _parse_scores(scores: dict[str, float]) -> Scores:
-    experts = {name: float(score) for name, score in scores.items() if name != "none"}
-    return Scores(experts, float(scores.get("none", 0.0)))
 
 
 def _parse_timings(timings: dict[str, float | None]) -> Timings:

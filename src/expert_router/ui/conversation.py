@@ -103,6 +103,11 @@ class Conversation:
             return self
         return self.with_last(replace(self.exchanges[-1], progress="stopped"))
 
+    def user_turns(self, number: int) -> tuple[str, ...]:
+        """What the person had said when an exchange was asked, oldest first; its question is the last."""
+        asked = replace(self, exchanges=self.exchanges[: number + 1]).messages()
+        return tuple(message.content for message in asked if message.role == "user")
+
     def messages(self) -> tuple[Message, ...]:
         """All of it as the API wants it, ending with the last question. What was never answered is left out."""
         *earlier, last = self.exchanges

@@ -20,6 +20,7 @@ from expert_router.types import AUTO
 from expert_router.ui import cards
 from expert_router.ui.client import ChatClient, Failed, Text
 from expert_router.ui.conversation import Conversation
+from expert_router.ui.why import why
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -43,6 +44,10 @@ HEAD = (
     "<rect x='2' y='5' width='28' height='6' rx='3' fill='%236366f1'/>"
     "<rect x='2' y='14' width='19' height='6' rx='3' fill='%23ea580c'/>"
     "<rect x='2' y='23' width='10' height='6' rx='3' fill='%2394a3b8'/></svg>\">"
+    # Cards are text to Gradio: opening a “Why?” that is not there yet presses the button that fetches it.
+    "<script>document.addEventListener('click', event => { const why = event.target.closest('.er-why > summary');"
+    " if (why && !why.parentElement.open && 'ask' in why.parentElement.dataset)"
+    " document.getElementById('er-ask-why').click(); }, true)</script>"
 )
 
 Update: TypeAlias = Any
@@ -79,6 +84,7 @@ class _Page:
         self.conversation = gr.State(Conversation())
         self.number = gr.State(0)
         self.catalogue = gr.State(cards.Catalogue())
+        self.ask_why = gr.Button("Why?", elem_id="er-ask-why")  # HEAD's script presses it; nobody sees it
         self.recheck = gr.Timer(RECHECK_INTERVAL_S, active=False)
         with gr.Row(elem_id="er-top"):
             gr.HTML(cards.header())
@@ -140,7 +146,10 @@ class _Page:
         self.box.stop(None, cancels=answers, api_visibility="private")
         for trigger in (self.new_chat.click, self.chatbot.clear):
             trigger(None, cancels=answers, api_visibility="private")
-            trigger(self.start_anew, self.number, [self.number, *shown], **quick)
+            trigger(self.start_anew, [self.number, self.catalogue], [self.number, self.catalogue, *shown], **quick)
+        # In two steps: the second one draws the conversation as it is then, so that what is asked meanwhile stays.
+        why_asked = self.ask_why.click(self.explain, [self.conversation, self.catalogue], self.catalogue, **queued)
+        why_asked.then(self.redraw, [self.conversation, self.number, self.catalogue], self.chatbot, **quick)
         looked_up = [self.catalogue, self.choice, self.chatbot, self.banner, self.recheck]
         blocks.load(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
         self.recheck.tick(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
@@ -150,7 +159,7 @@ class _Page:
         models = await self._client.models()
         if isinstance(models, Failed):
             return [catalogue, gr.skip(), gr.skip(), *self._down(models)]
-        catalogue = cards.Catalogue(models)
+        catalogue = replace(catalogue, models=models)
         value = choice if choice in {name for _, name in catalogue.choices} else AUTO
         examples = [{"text": question} for question in catalogue.examples]
         selector = gr.Radio(choices=catalogue.choices, value=value)
@@ -211,8 +220,20 @@ class _Page:
         conversation = _current(conversation, number).settled()
         return [conversation, draw(conversation, catalogue), gr.Textbox(submit_btn=SEND, stop_btn=False)]
 
-    def start_anew(self, number: int) -> list[Update]:
-        return [number + 1, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
+    def start_anew(self, number: int, catalogue: cards.Catalogue) -> list[Update]:
+        catalogue = replace(catalogue, explanations={})
+        return [number + 1, catalogue, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
+
+    async def explain(self, conversation: Conversation, catalogue: cards.Catalogue) -> cards.Catalogue:
+        """Ask why the last question went where it went."""
+        if not conversation.exchanges:
+            return catalogue
+        turns = conversation.user_turns(len(conversation.exchanges) - 1)
+        found = await self._client.explain(turns[-1], turns[:-1])
+        return replace(catalogue, explanations={**catalogue.explanations, turns: found})
+
+    def redraw(self, conversation: Conversation, number: int, catalogue: cards.Catalogue) -> Update:
+        return draw(_current(conversation, number), catalogue)
 
     def _down(self, failed: Failed) -> list[Update]:
         return [gr.HTML(cards.banner(failed.message, DOWN_HINT), visible=True), gr.Timer(active=True)]
@@ -222,17 +243,21 @@ class _Page:
 
 
 def draw(conversation: Conversation, catalogue: cards.Catalogue) -> list[gr.ChatMessage]:
-    """A conversation as messages; only the last exchange offers a choice of experts."""
-    messages = [message for exchange in conversation.exchanges for message in _draw_exchange(exchange, catalogue)]
+    """A conversation as messages; only the last exchange offers a choice of experts, and to say why."""
+    messages: list[gr.ChatMessage] = []
+    for number, exchange in enumerate(conversation.exchanges):
+        last = number + 1 == len(conversation.exchanges) and not exchange.busy
+        found = catalogue.explanations.get(conversation.user_turns(number))
+        messages += _draw_exchange(exchange, catalogue, why(exchange, found, catalogue, askable=last))
     if messages and not conversation.busy:
         messages[-1] = replace(messages[-1], options=_options(conversation.exchanges[-1], catalogue))
     return messages
 
 
-def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue) -> Iterator[gr.ChatMessage]:
+def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue, reasons: str) -> Iterator[gr.ChatMessage]:
     """The question, who answers, the answer, its sources. Only text that stands alone can be copied."""
     yield gr.ChatMessage(cards.plain_markdown(exchange.question), "user")
-    if card := cards.decision_card(exchange, catalogue):
+    if card := cards.decision_card(exchange, catalogue, reasons):
         yield gr.ChatMessage(gr.HTML(card))
     if exchange.text:
         yield gr.ChatMessage(cards.plain_markdown(exchange.text))

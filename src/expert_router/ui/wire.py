@@ -1,0 +1,47 @@
+"""The API's objects, as the page reads them: what is not one raises ``ValueError``, ``KeyError`` or ``TypeError``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expert_router.types import Decision, Explanation, NearestExample, Scores, Thresholds, WordWeight
+
+
+def parse_decision(decision: dict[str, Any]) -> Decision:
+    return Decision(
+        kind=decision["kind"],
+        experts=tuple(decision["experts"]),
+        scores=_parse_scores(decision["scores"]) if decision.get("scores") else None,
+        runner_up=decision.get("runner_up"),
+        reason=decision["reason"],
+        router=decision.get("router") or "",
+        prediction_set=tuple(decision.get("prediction_set") or ()),
+    )
+
+
+def parse_explanation(body: dict[str, Any]) -> Explanation:
+    thresholds, nearest = body["thresholds"], body["nearest"]
+    return Explanation(
+        query=str(body["query"]),
+        history=tuple(map(str, body["history"])),
+        decision=parse_decision(body["decision"]),
+        thresholds=Thresholds(float(thresholds["accept"]), float(thresholds["clarify"])),
+        about=tuple(map(str, body["about"])),
+        words=tuple(_parse_word(entry) for entry in body["words"]),
+        words_left_out=int(body["words_left_out"]),
+        nearest=None if nearest is None else tuple(_parse_example(entry) for entry in nearest),
+    )
+
+
+def _parse_scores(scores: dict[str, float]) -> Scores:
+    experts = {name: float(score) for name, score in scores.items() if name != "none"}
+    return Scores(experts, float(scores.get("none", 0.0)))
+
+
+def _parse_word(entry: dict[str, Any]) -> WordWeight:
+    weights = {str(name): float(weight) for name, weight in entry["weights"].items()}
+    return WordWeight(str(entry["text"]), int(entry["start"]), int(entry["end"]), int(entry["turns_back"]), weights)
+
+
+def _parse_example(entry: dict[str, Any]) -> NearestExample:
+    return NearestExample(str(entry["query"]), tuple(map(str, entry["experts"])), float(entry["cosine"]))
