@@ -24,13 +24,14 @@ from expert_router.routing.head import Calibration, LinearHead
 from expert_router.types import Scores, Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import TextEncoder
+    from expert_router.routing.added import AddedHead
 
 GOES_ON = 0.55
 """So probable it must be that a turn goes on: to stay with the wrong expert is worse than to leave the right one."""
@@ -129,13 +130,25 @@ class RouterArtifact:
 class EmbeddingRouter:
     """``terms`` is the index of the experts' passages, which the artifact's calibration weighs too.
 
-    ``coverage`` is how often a prediction set holds what a question needs.
+    ``coverage`` is how often a prediction set holds what a question needs. ``added`` are experts that were taught
+    later; ``hidden`` ones of the artifact that were taken away: what needs them needs nobody.
     """
 
     name = "embedding"
 
-    def __init__(self, encoder: TextEncoder, artifact: RouterArtifact, terms: TermIndex, coverage: float) -> None:
-        self.experts = artifact.experts
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        artifact: RouterArtifact,
+        terms: TermIndex,
+        coverage: float,
+        *,
+        added: Sequence[AddedHead] = (),
+        hidden: frozenset[str] = frozenset(),
+    ) -> None:
+        self.experts = (*(name for name in artifact.experts if name not in hidden), *(head.name for head in added))
+        self._added = added
+        self._hidden = hidden
         self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))
         self._encoder = encoder
         self._artifact = artifact
@@ -169,20 +182,31 @@ class EmbeddingRouter:
         return not leans_back(turn) and not self._goes_on(turn, self._probabilities(turn))
 
     def _probabilities(self, text: str) -> list[float]:
-        logits_1L = self._artifact.head.logits(self._encoder.encode(text)[None, :])
-        evidence_1LX = label_evidence(text, self.experts, self._artifact.evidence, self._terms)[None, :]
-        return [float(p) for p in self._artifact.calibration.probabilities(logits_1L, evidence_1LX)[0]]
+        """Of every expert, then of none-of-them."""
+        artifact, vector_D = self._artifact, self._encoder.encode(text)
+        passages = self._terms.evidence(text)
+        evidence_1LX = label_evidence(text, artifact.experts, artifact.evidence, passages)[None, :]
+        probabilities_1L = artifact.calibration.probabilities(artifact.head.logits(vector_D[None, :]), evidence_1LX)
+        *trained, none = (float(p) for p in probabilities_1L[0])
+        of = dict(zip(artifact.experts, trained, strict=True))
+        missed = max((of.pop(name) for name in self._hidden if name in of), default=0.0)
+        none = max(none, missed * (1 - max(of.values(), default=0.0)))
+        for head in self._added:
+            of[head.name] = head.probability(vector_D, text, passages.get(head.name, 0.0))
+            none *= 1 - of[head.name]
+        return [*of.values(), none]
 
     def _scores(self, probabilities: list[float]) -> Scores:
         return Scores(dict(zip(self.experts, probabilities, strict=False)), probabilities[-1])
 
 
-def label_evidence(text: str, experts: Sequence[str], words: WordEvidence, terms: TermIndex) -> NDArray[np.float32]:
+def label_evidence(
+    text: str, experts: Sequence[str], words: WordEvidence, passages: Mapping[str, float]
+) -> NDArray[np.float32]:
     """Shape (L, 2): what words and passages say for each expert, then for none-of-them the strongest of them.
 
-    An expert without passages has no evidence from them.
+    ``passages`` are ``TermIndex.evidence``; an expert without any has no evidence from them.
     """
-    passages = terms.evidence(text)
     passages_E = np.array([passages.get(expert, 0.0) for expert in experts], dtype=np.float32)
     features_EX = np.stack([words.strongest(text), passages_E], axis=1)
     return np.concatenate([features_EX, features_EX.max(axis=0, keepdims=True)])

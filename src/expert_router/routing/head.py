@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 CALIBRATION_L2 = 1e-3
+MAX_STEPS = 30
+SHORTEST_STEP = 1e-4
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,44 @@ def fit_calibration(
         for k in range(labels_NL.shape[1])
     ]
     return Calibration(np.array(fits, dtype=np.float32))
+
+
+def fit_weighted(
+    features_ND: Floats,
+    labels_N: NDArray[np.bool_],
+    weights_N: Floats,
+    penalty: Floats,
+    *,
+    towards: Floats | None = None,
+    start: Floats | None = None,
+) -> Floats:
+    """Weights of length D + 1, the bias last, of a logistic regression whose examples weigh differently.
+
+    ``penalty`` is half of what each weight's squared distance to ``towards`` (zero) costs. ``start`` only saves steps.
+    """
+    x = np.hstack([features_ND, np.ones((len(features_ND), 1))])
+    y = labels_N.astype(np.float64)
+    centre = np.zeros(x.shape[1]) if towards is None else towards
+
+    def cost(w: Floats) -> float:
+        z = x @ w
+        return float((weights_N * (np.logaddexp(0, z) - y * z)).sum() + (penalty * (w - centre) ** 2).sum() / 2)
+
+    w = np.zeros(x.shape[1]) if start is None else start
+    now = cost(w)
+    for _ in range(MAX_STEPS):
+        p = _sigmoid(x @ w)
+        gradient = x.T @ (weights_N * (p - y)) + penalty * (w - centre)
+        curvature = weights_N * np.maximum(p * (1 - p), 1e-9)
+        step = np.linalg.solve((x.T * curvature) @ x + np.diag(penalty), gradient)
+        length = 1.0
+        while length > SHORTEST_STEP and cost(w - length * step) > now:  # far from the optimum Newton overshoots
+            length /= 2
+        w = w - length * step
+        before, now = now, cost(w)
+        if before - now < TOLERANCE * max(1.0, now):
+            break
+    return w
 
 
 def _fit_logistic(x_ND: Floats, y_N: Floats, l2: float, max_steps: int = 30, tolerance: float = 1e-6) -> Floats:

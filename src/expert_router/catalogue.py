@@ -1,0 +1,186 @@
+"""Experts that were added while the system ran, on disk: numbered versions that never change, and which one counts.
+
+    catalogue/CURRENT                       the number of the version that counts
+    catalogue/versions/3/version.json       what changed, when, and from which version
+    catalogue/versions/3/experts/<name>/    an added expert: manifest, examples, knowledge, what the router learnt
+
+A version is written beside the others under a name that nobody reads, then renamed, then ``CURRENT`` is replaced. Each
+is one step for the file system, so whoever is killed at any point leaves the version before or the version after. What
+a version has from the one before it are hard links: they cost no space.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from expert_router.artifacts import load_expert, write_atomically
+from expert_router.errors import ConfigError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from expert_router.types import Expert
+
+CURRENT, ABOUT, UNFINISHED = "CURRENT", "version.json", ".new-"
+EXAMPLES_FILE, ROUTER_FOLDER, KNOWLEDGE_FOLDER = "examples.csv", "router", "knowledge"
+LOCK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """``added`` are the folders of added experts by name, ``hidden`` the shipped experts that were taken away."""
+
+    number: int = 0
+    parent: int | None = None
+    change: str = "as shipped"
+    made: str = ""
+    added: Mapping[str, Path] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+
+    def experts(self, shipped: Mapping[str, Expert]) -> dict[str, Expert]:
+        """Who can answer: those that ship and were not taken away, then the added ones.
+
+        Raises ``ConfigError`` when a manifest cannot be read.
+        """
+        visible = {name: expert for name, expert in shipped.items() if name not in self.hidden}
+        return visible | {name: load_expert(folder / "expert.toml", folder) for name, folder in self.added.items()}
+
+
+class Catalogue:
+    """One process changes it at a time, whoever reads waits for nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._versions = folder / "versions"
+
+    def current_number(self) -> int:
+        """The version that counts; 0, as shipped, where nothing was ever changed. Raises ``ConfigError``."""
+        try:
+            return int((self.folder / CURRENT).read_text("ascii"))
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.folder / CURRENT} does not name a version ({error}). Write into it one of: {self._known()}."
+            ) from error
+
+    def current(self) -> Version:
+        return self.read(self.current_number())
+
+    def read(self, number: int) -> Version:
+        """Raises ``ConfigError`` when there is no such version, or it cannot be read."""
+        if number == 0:
+            return Version()
+        folder = self._versions / str(number)
+        try:
+            about = json.loads((folder / ABOUT).read_text("utf-8"))
+            added = {name: folder / "experts" / name for name in about["added"]}
+            return Version(number, about["parent"], about["change"], about["made"], added, frozenset(about["hidden"]))
+        except FileNotFoundError:
+            raise ConfigError(f"There is no version {number}. Known: {self._known()}.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} is not a version of the catalogue: {error!r}") from error
+
+    def versions(self) -> list[Version]:
+        """All of them, oldest first, the one as shipped included."""
+        return [self.read(number) for number in (0, *self._numbers())]
+
+    def change(
+        self,
+        what: str,
+        *,
+        put: Mapping[str, Callable[[Path], None]] | None = None,
+        drop: Iterable[str] = (),
+        hidden: Iterable[str] | None = None,
+    ) -> Version:
+        """Make the next version and let it count; ``put`` writes each new expert's folder, in place of an older one.
+
+        A folder that ``put`` is given holds the expert as it was. Raises whatever writing raises; nothing counts then.
+        """
+        with self._changing():
+            before = self.current()
+            written = put or {}
+            kept = {name: folder for name, folder in before.added.items() if name not in set(drop)}
+            number = max([0, *self._numbers()]) + 1
+            new = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self._versions))
+            for name, folder in kept.items():
+                shutil.copytree(folder, new / "experts" / name, copy_function=_link)
+            for name, write in written.items():
+                (new / "experts" / name).mkdir(parents=True, exist_ok=True)
+                write(new / "experts" / name)
+            about = {
+                "parent": before.number,
+                "change": what,
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "added": list(kept | dict.fromkeys(written)),
+                "hidden": sorted(before.hidden if hidden is None else hidden),
+            }
+            write_atomically(new / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+            new.chmod(0o755)
+            new.rename(self._versions / str(number))
+            self._point_to(number)
+            return self.read(number)
+
+    def rollback(self, to: int | None = None) -> Version:
+        """Let an earlier version count, by default the one before. It and those after it stay as they are."""
+        with self._changing():
+            current = self.current()
+            number = current.parent if to is None else to
+            if number is None:
+                raise InvalidRequestError("There is no version before the first: nothing was changed yet.")
+            version = self.read(number)
+            self._point_to(number)
+            return version
+
+    def _changing(self) -> _Changing:
+        return _Changing(self.folder, self._versions)
+
+    def _point_to(self, number: int) -> None:
+        write_atomically(self.folder / CURRENT, f"{number}\n".encode())
+
+    def _numbers(self) -> list[int]:
+        if not self._versions.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._versions.iterdir() if path.name.isdecimal())
+
+    def _known(self) -> str:
+        return ", ".join(map(str, (0, *self._numbers())))
+
+
+class _Changing:
+    """Holds the lock; what a killed process left unfinished is swept away at the next change."""
+
+    def __init__(self, folder: Path, versions: Path) -> None:
+        versions.mkdir(parents=True, exist_ok=True)
+        self._versions = versions
+        self._lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._sweep()
+
+    def __exit__(self, *_: object) -> None:
+        self._sweep()
+        self._lock.release()
+
+    def _sweep(self) -> None:
+        for path in self._versions.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> str:
+    """A second name for the same file, which nobody writes into; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
