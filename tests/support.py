@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.ports import DecisionLog, Engine, Knowledge, Router
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +89,7 @@ class FixedRouter:
     scores: Scores
     thresholds: Thresholds = field(default_factory=lambda: Thresholds(accept=0.5, clarify=0.4))
     name: str = "fixed"
+    version: str = "fixed-1"
     asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     closed: bool = False
 
@@ -170,6 +171,7 @@ def build(
     max_running: int = 8,
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
+    log: DecisionLog | None = None,
 ) -> Dispatcher:
     """A dispatcher over the two experts, or ``experts``; the lexical router unless another is given.
 
@@ -179,9 +181,9 @@ def build(
     policy = Policy(router.thresholds, TITLES, on_general)
     admission = Admission(max_running, max_queue, queue_timeout_s)
     if knowledge is None:
-        return Dispatcher(experts, router, policy, engine, admission)
+        return Dispatcher(experts, router, policy, engine, admission, log=log)
     readers = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
-    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3))
+    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3), log=log)
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

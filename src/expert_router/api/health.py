@@ -32,6 +32,7 @@ async def ready(system: SystemDep) -> JSONResponse:
         "refused": refused,
         "router": {"name": dispatcher.router.name, "experts": list(dispatcher.router.experts)},
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
+        "decision_log": None if dispatcher.log is None else dispatcher.log.status(),
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
     }
     return JSONResponse(body, 200 if status in {"ready", "degraded"} else 503)

@@ -8,7 +8,9 @@ labels, the thresholds and the encoder they were fitted on; an encoder with othe
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ GOES_ON = 0.55
 """So probable it must be that a turn goes on: to stay with the wrong expert is worse than to leave the right one."""
 SURELY_NOBODYS = 0.95
 """A turn of few words that is less surely for no expert may go on with the turn before it."""
+VERSION_DIGITS = 12
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
 EVIDENCE_FEATURES = 2
@@ -60,6 +63,13 @@ class RouterArtifact:
     encoder_sha256: str
     about: dict[str, Any]
     follow_up: LinearHead | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The first digits of its manifest's hash, which pins its files; ``None`` before it was loaded from them."""
+        if "files" not in self.about:
+            return None
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:VERSION_DIGITS]
 
     def save(self, folder: Path) -> None:
         arrays = io.BytesIO()
@@ -136,6 +146,7 @@ class EmbeddingRouter:
 
     def __init__(self, encoder: TextEncoder, artifact: RouterArtifact, terms: TermIndex, coverage: float) -> None:
         self.experts = artifact.experts
+        self.version = artifact.version or self.name
         self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))
         self._encoder = encoder
         self._artifact = artifact

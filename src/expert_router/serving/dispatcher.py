@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
@@ -37,10 +37,10 @@ from expert_router.types import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.ports import DecisionLog, Engine, Knowledge, Router
     from expert_router.routing.policy import Policy
     from expert_router.serving.admission import Admission
-    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, FinishReason, Found
+    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, FinishReason, Found, Served
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Library:
 class Dispatcher:
     """``experts`` by name. The router's threshold rules are in ``policy``; ``admission`` bounds what runs at once.
 
-    Without a ``library`` the experts answer from memory.
+    Without a ``library`` the experts answer from memory; with a ``log`` the decision on each request is kept.
     """
 
     def __init__(
@@ -87,12 +87,14 @@ class Dispatcher:
         admission: Admission,
         *,
         library: Library | None = None,
+        log: DecisionLog | None = None,
     ) -> None:
         self.experts = {**experts, GENERAL: BARE_BASE_MODEL}
         self.titles = {expert.name: expert.title for expert in experts.values()}
         self.engine = engine
         self.router = router
         self.admission = admission
+        self.log = log
         self._policy = policy
         self._library = library
 
@@ -113,6 +115,7 @@ class Dispatcher:
         served = {part.expert: self.engine.served(self.experts[part.expert]) for part in parts}
         adapters = {name: each.adapter for name, each in served.items()}
         logger.info("routed", extra={"decision": decision.kind, "experts": tuple(served), "adapters": adapters})
+        decision = self._logged(request, decision, served)
         yield Routed(decision, parts, progress.route_s, served)
         layout = Layout(parts)
         if not parts:
@@ -156,8 +159,12 @@ class Dispatcher:
         )
 
     async def close(self) -> None:
-        await self.engine.close()
-        self.router.close()
+        try:
+            await self.engine.close()
+            self.router.close()
+        finally:
+            if self.log is not None:
+                await asyncio.to_thread(self.log.close)
 
     async def _decide_for(self, request: ChatRequest) -> Decision:
         turns = request.user_turns
@@ -171,6 +178,12 @@ class Dispatcher:
             known = ", ".join([AUTO, *self.experts])
             raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param="model")
         return forced(request.model, self.experts[request.model].title)
+
+    def _logged(self, request: ChatRequest, decision: Decision, served: Mapping[str, Served]) -> Decision:
+        """The decision with its id in the log."""
+        if self.log is None:
+            return decision
+        return replace(decision, id=self.log.record(request.user_turns, decision, served, self.router.version))
 
     async def _split(self, question: str, names: tuple[str, ...]) -> tuple[Part, ...]:
         """Several experts are asked their own parts of the question, where it can be told apart."""

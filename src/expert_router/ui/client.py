@@ -19,7 +19,7 @@ from expert_router.types import AUTO, Decision, Found, Passage, Scores, Served, 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
-    from expert_router.types import Message
+    from expert_router.types import Message, Rating
 
 CONNECT_TIMEOUT_S = 4.0
 SILENCE_TIMEOUT_S = 60.0
@@ -146,6 +146,16 @@ class ChatClient:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             yield self._not_understood()
 
+    async def send_feedback(self, decision: str, rating: Rating | None = None, expert: str = "") -> Failed | None:
+        """Say whether a decision was right, or who should have answered. ``Failed`` when it was not taken down."""
+        said = {"rating": rating, "expert": expert or None}
+        try:
+            async with self._connect(self._connect_timeout_s) as http:
+                response = await http.post("/v1/feedback", json={"decision": decision, **said})
+        except httpx2.TransportError as error:
+            return self._explain(error, self._connect_timeout_s)
+        return Failed(_refusal(response)) if response.is_error else None
+
     def _connect(self, silence_timeout_s: float) -> httpx2.AsyncClient:
         timeout = httpx2.Timeout(silence_timeout_s, connect=self._connect_timeout_s)
         # A proxy of the environment must not stand between this page and a backend on the same machine.
@@ -233,6 +243,7 @@ def _parse_routed(extra: dict[str, Any]) -> Routed:
             reason=decision["reason"],
             router=decision.get("router") or "",
             prediction_set=tuple(decision.get("prediction_set") or ()),
+            id=decision.get("id"),
         ),
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),
