@@ -26,7 +26,8 @@ from expert_router.api.app import create_app
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.dispatcher import Dispatcher, Library
+from expert_router.serving.deployment import Deployment, Library
+from expert_router.serving.dispatcher import Dispatcher
 from expert_router.settings import ServerSettings, ServingSettings, Settings
 from expert_router.types import Expert, Found, Passage, Scores, Thresholds
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.ports import DecisionLog, Engine, Knowledge, Router
     from expert_router.routing.nearest import Examples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,7 @@ class FixedRouter:
     scores: Scores
     thresholds: Thresholds = field(default_factory=lambda: Thresholds(accept=0.5, clarify=0.4))
     name: str = "fixed"
+    version: str = "fixed-1"
     asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     closed: bool = False
 
@@ -192,6 +194,7 @@ def build(
     max_running: int = 8,
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
+    log: DecisionLog | None = None,
 ) -> Dispatcher:
     """A dispatcher over the two experts, or ``experts``; the lexical router unless another is given.
 
@@ -200,10 +203,11 @@ def build(
     router = router or lexical_router()
     policy = Policy(router.thresholds, TITLES, on_general)
     admission = Admission(max_running, max_queue, queue_timeout_s)
-    if knowledge is None:
-        return Dispatcher(experts, router, policy, engine, admission, examples=examples)
-    readers = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
-    return Dispatcher(readers, router, policy, engine, admission, library=Library(knowledge, 3), examples=examples)
+    library = None
+    if knowledge is not None:
+        experts = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
+        library = Library(knowledge, 3)
+    return Dispatcher(Deployment(experts, router, policy, library, examples), engine, admission, log=log)
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

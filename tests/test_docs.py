@@ -25,14 +25,19 @@ from packaging.utils import canonicalize_name
 
 from expert_router import commands, errors, settings
 from expert_router.api.errors import error_object
+from expert_router.decision_log import DecisionStore, read_decisions
 from expert_router.engines.echo import EchoEngine
 from expert_router.routing.explanation import MOST_WORDS
+from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.settings import Settings, load_settings
+from expert_router.types import Feedback
 from expert_router.weights import load_lock
 from support import events, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import httpx2
 
     from support import Server
 
@@ -123,26 +128,33 @@ def test_the_package_block_prints_the_decision_then_the_answer() -> None:
 
 
 def test_the_curl_example_is_a_stream_with_an_answer(server: Server) -> None:
-    first, *_, last = events(curl(server, "/v1/chat/completions"))
+    first, *_, last = events(run_curl(server, "/v1/chat/completions", {}).text)
     assert first["expert_router"]["experts"] == ["cars"]
     assert last == "[DONE]"
 
 
 def test_the_curl_example_of_an_explanation_gives_every_documented_field(server: Server) -> None:
-    explanation = json.loads(curl(server, "/v1/explain"))
+    explanation = run_curl(server, "/v1/explain", {}).json()
     _, *rows = table(DOCS["docs/explain.md"])
     assert {field.strip("`") for field, _ in rows} == explanation.keys() - {"query"}
     assert "`turns_back`" in DOCS["docs/explain.md"]
     assert f"{MOST_WORDS} words are tried" in DOCS["docs/explain.md"]
 
 
-def curl(server: Server, path: str) -> str:
-    """What the documents' only curl example for a path is answered."""
-    (example,) = (line for line in _shell_lines() if line.startswith(f"curl {ADDRESS}{path} "))
-    body = shlex.split(example)[shlex.split(example).index("-d") + 1]
-    response = server.http.post(path, content=body, headers={"content-type": "application/json"})
-    assert response.status_code == 200
-    return response.text
+def test_the_curl_example_of_feedback_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.sqlite"
+    with serve(EchoEngine(), log=DecisionWriter(DecisionStore(log, retention_days=30, max_rows=9))) as logging:
+        decision = logging.post().json()["expert_router"]["decision"]["id"]
+        assert run_curl(logging, "/v1/feedback", {"decision": decision}).status_code == 204
+    (logged,) = read_decisions(log)
+    assert logged.feedback == Feedback("down", ("cars",))
+
+
+def run_curl(server: Server, path: str, changes: dict[str, str]) -> httpx2.Response:
+    """Send what the one example for a path sends, with ``changes``."""
+    examples = [shlex.split(line) for line in _shell_lines() if line.startswith("curl ")]
+    (words,) = (words for words in examples if words[1] == f"{ADDRESS}{path}")
+    return server.http.post(path, json={**json.loads(words[words.index("-d") + 1]), **changes})
 
 
 @pytest.mark.parametrize("block", blocks("toml").values(), ids=blocks("toml"))
@@ -211,7 +223,7 @@ def test_every_choice_of_a_setting_is_named() -> None:
 
 def test_every_variable_that_the_documents_name_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = "".join([*DOCS.values(), (ROOT / ".env.example").read_text("utf-8")])
-    nested = set(re.findall(r"EXPERT_ROUTER_([A-Z]+)__([A-Z_]+)", texts))
+    nested = set(re.findall(r"EXPERT_ROUTER_([A-Z]+(?:_[A-Z]+)*)__([A-Z_]+)", texts))
     assert nested
     for section, key in nested:
         assert key.lower() in sections()[section.lower()].model_fields

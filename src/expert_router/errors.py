@@ -4,6 +4,9 @@ ExpertRouterError                     500
 ├── InvalidRequestError               400   code invalid_request; the caller can mend the request
 │   ├── ContextLengthError            400   code context_length_exceeded
 │   ├── UnknownModelError             404   code model_not_found
+│   ├── UnknownDecisionError          404   code decision_not_found
+│   ├── DecisionLogOffError           409   code decision_log_off
+│   ├── FeedbackError                 422   code invalid_feedback; says nothing, or names nobody who could answer
 │   └── BodyTooLargeError             413
 ├── OverloadedError                   429   queue full; carries retry_after_s
 ├── EngineError                       502   the engine failed or answered nonsense
@@ -49,6 +52,21 @@ class ContextLengthError(InvalidRequestError):
 class UnknownModelError(InvalidRequestError):
     status = 404
     code = "model_not_found"
+
+
+class UnknownDecisionError(InvalidRequestError):
+    status = 404
+    code = "decision_not_found"
+
+
+class DecisionLogOffError(InvalidRequestError):
+    status = 409
+    code = "decision_log_off"
+
+
+class FeedbackError(InvalidRequestError):
+    status = 422
+    code = "invalid_feedback"
 
 
 class BodyTooLargeError(InvalidRequestError):

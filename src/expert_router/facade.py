@@ -47,7 +47,7 @@ class ExpertRouter:
 
     def route(self, query: str, history: Sequence[str] = ()) -> Decision:
         """Who would answer, and why. ``history`` holds the earlier user turns, oldest first."""
-        return self._portal.call(self._dispatcher.decide, query, history)
+        return self._portal.call(self._dispatcher.deployed.decide, query, history)
 
     def explain(self, query: str, history: Sequence[str] = (), *, nearest: int = 5) -> Explanation:
         """Why ``route`` decides so: what each word weighs, and the ``nearest`` questions that the router learnt from.
@@ -113,8 +113,8 @@ class ExpertRouter:
 
     async def _explain(self, query: str, history: Sequence[str], nearest: int) -> Explanation:
         if nearest and query.strip():
-            await self._dispatcher.read_examples(progress=self._progress)
-        return await self._dispatcher.explain(query, history, nearest)
+            await self._dispatcher.deployed.read_examples(progress=self._progress)
+        return await self._dispatcher.deployed.explain(query, history, nearest)
 
     def close(self) -> None:
         """Stop what runs and give the models' memory back. Closing twice is fine."""

@@ -5,18 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from expert_router.types import Chunk, Expert, Found, GenerationParams, Message, Scores, Served, Thresholds
+    from expert_router.types import (
+        Chunk,
+        Decision,
+        Expert,
+        Feedback,
+        Found,
+        GenerationParams,
+        Message,
+        Scores,
+        Served,
+        Thresholds,
+    )
 
 
 class Router(Protocol):
     """Turns a question into numbers. It knows nothing of thresholds: ``routing.policy.decide`` does."""
 
     name: str
+    version: str
+    """Tells it from another of its name: the hash of its artifact, or the name itself where it has none."""
     experts: tuple[str, ...]
     thresholds: Thresholds
     """What calibration found for these scores."""
@@ -68,6 +81,34 @@ class TextEncoder(Protocol):
         ...
 
     def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]: ...
+
+
+class DecisionLog(Protocol):
+    """Keeps decisions and what people say of them. Nothing that goes wrong in it reaches an answer."""
+
+    def record(
+        self, turns: Sequence[str], decision: Decision, served: Mapping[str, Served], version: str
+    ) -> str | None:
+        """Take a decision down and give its id; ``None`` where it cannot be kept. Never waits, never raises.
+
+        ``turns`` is what the user said, the question last; ``version`` is the router's.
+        """
+        ...
+
+    async def rate(self, decision: str, feedback: Feedback) -> None:
+        """Keep what was said of a decision last. Returns once it is on disk.
+
+        Raises ``UnknownDecisionError``, or ``NotReadyError`` when it cannot be written now.
+        """
+        ...
+
+    def status(self) -> dict[str, int]:
+        """How many were written, and how many were not and why."""
+        ...
+
+    def close(self) -> None:
+        """Write what waits, then end. Blocking; closing twice is fine."""
+        ...
 
 
 class Knowledge(Protocol):

@@ -105,6 +105,17 @@ class ServingSettings(Section):
     """Used when a request names no limit."""
 
 
+class DecisionLogSettings(Section):
+    path: Path | None = None
+    """A SQLite file to keep decisions and feedback in, made when it is first needed; ``None`` keeps nothing."""
+    retention_days: float | None = Field(default=30.0, gt=0)
+    """Older decisions are deleted, with their feedback; ``None`` deletes none for their age."""
+    redact: bool = True
+    """Addresses, phone numbers, links, long numbers and keys are taken out of the questions that are kept."""
+    max_rows: int = Field(default=100_000, ge=1)
+    """Beyond these the oldest decisions are deleted."""
+
+
 class PathsSettings(Section):
     experts: Path = Path("experts")
     models_lock: Path = Path("models.lock")
@@ -128,6 +139,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     knowledge: KnowledgeSettings = KnowledgeSettings()
     serving: ServingSettings = ServingSettings()
+    decision_log: DecisionLogSettings = DecisionLogSettings()
     paths: PathsSettings = Field(default_factory=PathsSettings)
 
     @classmethod

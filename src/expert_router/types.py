@@ -19,6 +19,7 @@ GENERAL = "general"
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 DecisionKind = Literal["single", "several", "general", "clarify", "refused", "forced"]
+Rating = Literal["up", "down"]
 Quantization = Literal["q8_0", "q4_0"]
 """Bits a weight, in GGUF's words: how the embedded engine holds a model."""
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
@@ -236,6 +237,7 @@ class Decision:
 
     ``runner_up`` is the best name that was not chosen; ``reason`` is a sentence for the person who asked.
     ``prediction_set`` are those that may be needed, most probable first; ``general`` in it stands for none of them.
+    ``id`` is its name in the decision log, where it is kept.
     """
 
     kind: DecisionKind
@@ -245,6 +247,7 @@ class Decision:
     reason: str
     router: str = ""
     prediction_set: tuple[str, ...] = ()
+    id: str | None = None
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -295,6 +298,17 @@ class Explanation:
     words: tuple[WordWeight, ...]
     words_left_out: int = 0
     nearest: tuple[NearestExample, ...] | None = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a person said of a decision: whether it was right, and who should have answered; one of them at least.
+
+    ``experts`` is empty when none of them should have, and ``None`` when the person did not say.
+    """
+
+    rating: Rating | None = None
+    experts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

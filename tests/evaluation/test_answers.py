@@ -24,7 +24,7 @@ from expert_router.evaluation.variants import build_variants
 from expert_router.knowledge.grounding import UNKNOWN
 from expert_router.routing.policy import forced
 from expert_router.serving.build import Parts
-from expert_router.serving.dispatcher import Library
+from expert_router.serving.deployment import Library
 from expert_router.settings import Settings
 from expert_router.types import (
     Answer,

@@ -20,7 +20,8 @@ from expert_router.errors import (
 from expert_router.knowledge.grounding import RULES
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.dispatcher import Dispatcher, Library
+from expert_router.serving.deployment import Deployment, Library
+from expert_router.serving.dispatcher import Dispatcher
 from expert_router.types import (
     AUTO,
     GENERAL,
@@ -394,7 +395,7 @@ async def test_no_more_answers_run_at_once_than_may_and_all_are_given() -> None:
 
 async def test_routing_alone_asks_no_engine() -> None:
     engine, router = NotingEngine(), FixedRouter(BOTH)
-    decision = await build(engine, router).decide("Why?", ["before"])
+    decision = await build(engine, router).deployed.decide("Why?", ["before"])
     assert (decision.kind, decision.experts, decision.router) == ("several", ("cars", "sleep"), "fixed")
     assert router.asked == [("Why?", ("before",))]
     assert engine.asked == []
@@ -480,7 +481,7 @@ async def test_an_expert_without_knowledge_of_its_own_is_not_looked_up() -> None
     knowledge, router = library(), FixedRouter(BOTH)
     experts = {"sleep": replace(SLEEP, knowledge=Path("sleep")), "cars": CARS}
     policy, admission = Policy(router.thresholds, TITLES), Admission(8, 8, 5.0)
-    dispatcher = Dispatcher(experts, router, policy, EchoEngine(), admission, library=Library(knowledge, 3))
+    dispatcher = Dispatcher(Deployment(experts, router, policy, Library(knowledge, 3)), EchoEngine(), admission)
     answer = await dispatcher.ask(ask("Why?"))
     assert answer.answered_by == ("cars", "sleep")
     assert answer.sources == (Sources("sleep", SLEEP_FOUND),)

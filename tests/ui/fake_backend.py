@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -167,6 +167,9 @@ class FakeBackend:
     explained: list[dict[str, Any]] = field(default_factory=list)
     explain_delay_s: float = 0.0
     examples_read: bool = True
+    logs: bool = False
+    """Whether decisions have an id; feedback on one of them is kept in ``feedback``."""
+    feedback: list[dict[str, Any]] = field(default_factory=list)
     _server: uvicorn.Server | None = None
     _thread: threading.Thread | None = None
 
@@ -196,6 +199,7 @@ class FakeBackend:
         app.add_api_route("/v1/models", self._models)
         app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"], response_model=None)
         app.add_api_route("/v1/explain", self._explain, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/feedback", self._feedback, methods=["POST"], response_model=None)
         return app
 
     async def _explain(self, body: dict[str, Any]) -> Response:
@@ -221,8 +225,22 @@ class FakeBackend:
         script = script_for(question)
         if body["model"] != "auto":
             script = forced(body["model"], script)
+        if self.logs:
+            script = replace(script, decision={**script.decision, "id": f"id-{len(self.requests)}"})
         await asyncio.sleep(self.route_delay_s)
         return StreamingResponse(self._stream(question, script), media_type="text/event-stream")
+
+    async def _feedback(self, body: dict[str, Any]) -> Response:
+        if "deleted" in self.requests[-1]["messages"][-1]["content"]:
+            error = {
+                "message": "There is no such decision.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+            return JSONResponse({"error": error}, 404)
+        self.feedback.append({name: value for name, value in body.items() if value is not None})
+        return Response(status_code=204)
 
     async def _stream(self, question: str, script: Script) -> AsyncIterator[str]:
         try:

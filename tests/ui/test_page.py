@@ -510,6 +510,73 @@ def test_a_clarifying_question_is_answered_by_a_click(reader: Reader, backend: F
     assert backend.requests[-1]["model"] == "cars"
 
 
+@pytest.fixture
+def logging_backend(backend: FakeBackend) -> Iterator[FakeBackend]:
+    backend.logs = True
+    backend.feedback.clear()
+    yield backend
+    backend.logs = False
+
+
+def test_a_decision_without_an_id_offers_no_feedback(reader: Reader) -> None:
+    reader.ask("first question")
+    assert reader.texts("#er-chat .option") == []
+
+
+def test_a_thumb_up_is_sent_once_and_noted(reader: Reader, logging_backend: FakeBackend) -> None:
+    reader.ask("first question")
+    assert reader.texts("#er-chat .option") == ["👍 Right choice", "👎 Someone else should have answered"]
+    reader.click("#er-chat .option")
+    wait_until(lambda: reader.last(".er-foot") == "Noted: the right choice.", "the page says that it was noted")
+    asked = len(logging_backend.requests)
+    assert logging_backend.feedback == [{"decision": f"id-{asked}", "rating": "up"}]
+    assert reader.texts("#er-chat .option") == []
+    reader.ask("second question")
+    assert len(logging_backend.requests) == asked + 1  # the click asked nothing
+    assert len(reader.texts("#er-chat .option")) == 2
+    assert reader.texts(".er-foot") == ["Noted: the right choice."]
+
+
+def test_a_thumb_down_asks_who_should_have_answered(reader: Reader, logging_backend: FakeBackend) -> None:
+    reader.ask("first question")
+    reader.click("#er-chat .option:last-child")
+    wait_until(lambda: "Who should have answered?" in reader.last(".er-foot"), "the page asks who")
+    wait_until(
+        lambda: reader.texts("#er-chat .option") == ["Car history", "General (no expert)"], "others may be named"
+    )
+    reader.click("#er-chat .option")
+    wait_until(lambda: reader.last(".er-foot") == "Noted: Car history should have answered.", "it is noted")
+    decision = f"id-{len(logging_backend.requests)}"
+    assert logging_backend.feedback == [
+        {"decision": decision, "rating": "down"},
+        {"decision": decision, "rating": "down", "expert": "cars"},
+    ]
+    assert reader.texts("#er-chat .option") == []
+    assert reader.kinds() == ["single"]
+
+
+@pytest.mark.usefixtures("logging_backend")
+def test_feedback_that_is_refused_is_a_sentence_and_may_be_tried_again(reader: Reader) -> None:
+    reader.ask("a deleted question")
+    reader.click("#er-chat .option")
+    wait_until(lambda: "There is no such decision." in reader.last(".toast-body"), "the page says why not")
+    assert len(reader.texts("#er-chat .option")) == 2
+    assert reader.texts(".er-foot") == []
+    reader.click(".toast-body button")
+
+
+def test_a_question_back_is_not_rated_and_a_stopped_answer_is(reader: Reader, logging_backend: FakeBackend) -> None:
+    reader.ask("jaguar")
+    assert reader.texts("#er-chat .option") == ["Car history", "Sleep science"]
+    reader.send("a long answer, stopped and rated")
+    wait_until(lambda: "word word" in reader.answer(), "text comes")
+    assert reader.texts("#er-chat .option") == []
+    reader.click("#er-box .stop-button")
+    reader.wait_for_end()
+    wait_until(lambda: len(reader.texts("#er-chat .option")) == 2, "it may be rated")
+    assert logging_backend.feedback == []
+
+
 def test_what_a_model_writes_stays_text(reader: Reader) -> None:
     reader.ask("markup <b>bold</b>")
     assert "<img src=x onerror=" in reader.answer()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from expert_router.api import explain, health, openai, query
+from expert_router.api import explain, feedback, health, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
@@ -68,7 +68,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, explain, health):
+    for part in (openai, query, explain, feedback, health):
         app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)

@@ -56,7 +56,7 @@ def running_system(request: Request) -> System:
 
 async def _read_examples(dispatcher: Dispatcher) -> None:
     try:
-        await dispatcher.read_examples()
+        await dispatcher.deployed.read_examples()
     except NotReadyError as error:  # the server ends
         logger.info("the examples were not read", extra={"reason": error.message})
     except ExpertRouterError as error:

@@ -20,4 +20,4 @@ async def explain(body: ExplainRequest, system: SystemDep) -> dict[str, Any]:
     Nobody waits for that: the next request may have them.
     """
     system.read_examples()
-    return explanation_object(await system.dispatcher.explain(body.query, body.history, body.nearest))
+    return explanation_object(await system.dispatcher.deployed.explain(body.query, body.history, body.nearest))

@@ -28,10 +28,11 @@ async def ready(system: SystemDep) -> JSONResponse:
     body: dict[str, Any] = {
         "status": status,
         "reason": reason,
-        "experts": list(dispatcher.titles),
+        "experts": list(dispatcher.deployed.titles),
         "refused": refused,
-        "router": {"name": dispatcher.router.name, "experts": list(dispatcher.router.experts)},
+        "router": {"name": dispatcher.deployed.router.name, "experts": list(dispatcher.deployed.router.experts)},
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
+        "decision_log": None if dispatcher.log is None else dispatcher.log.status(),
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
     }
     return JSONResponse(body, 200 if status in {"ready", "degraded"} else 503)

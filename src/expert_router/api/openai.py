@@ -193,7 +193,8 @@ def _about(
     parts: Sequence[Part | AnsweredPart],
     dispatcher: Dispatcher,
 ) -> dict[str, Any]:
-    titles = {name: dispatcher.experts[name].title for name in {*experts, *decision.experts}}
+    known = dispatcher.experts  # one may have been removed since it answered
+    titles = {name: known[name].title if name in known else name for name in {*experts, *decision.experts}}
     return {
         "decision": decision_object(decision),
         "experts": list(experts),

@@ -5,21 +5,23 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from expert_router.api.deps import SystemDep, unless_disconnected
-from expert_router.api.schemas import QueryRequest, QueryResponse
+from expert_router.api.schemas import LoggedId, LoggedQuery, QueryRequest, QueryResponse
 from expert_router.serving.objects import decision_object
 from expert_router.types import ChatRequest, GenerationParams, Message
 
 router = APIRouter(tags=["Query"])
 
 
-@router.post("/query", summary="Ask one question")
+@router.post("/query", summary="Ask one question", response_model_exclude_unset=True)
 async def query(body: QueryRequest, request: Request, system: SystemDep) -> QueryResponse:
     params = GenerationParams(max_tokens=system.options.max_tokens)
     chat_request = ChatRequest((Message("user", body.query),), params=params)
     answer = await unless_disconnected(request, system.dispatcher.ask(chat_request))
+    logged = {"expert_router": LoggedQuery(decision=LoggedId(id=answer.decision.id))} if answer.decision.id else {}
     return QueryResponse(
         query=answer.query,
         classification=",".join(answer.answered_by) or answer.decision.kind,
         response=answer.text,
         scores=decision_object(answer.decision)["scores"],
+        **logged,
     )

@@ -5,13 +5,16 @@ pydantic stops here; inside, frozen dataclasses cross every boundary.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError
 
-from expert_router.errors import InvalidRequestError
-from expert_router.types import AUTO, ChatRequest, GenerationParams, Message
+from expert_router.errors import FeedbackError, InvalidRequestError
+from expert_router.types import AUTO, GENERAL, ChatRequest, Feedback, GenerationParams, Message, Rating
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class RequestBody(BaseModel):
@@ -116,13 +119,51 @@ class QueryRequest(RequestBody):
     query: str = Field(min_length=1)
 
 
+class LoggedId(BaseModel):
+    id: str
+
+
+class LoggedQuery(BaseModel):
+    decision: LoggedId
+
+
 class QueryResponse(BaseModel):
-    """The specification's object; ``classification`` names who answered, joined by a comma when several did."""
+    """The specification's object; ``classification`` names who answered, joined by a comma when several did.
+
+    ``expert_router`` is there when decisions are logged.
+    """
 
     query: str
     classification: str
     response: str
     scores: dict[str, float] | None
+    expert_router: LoggedQuery | None = None
+
+
+class FeedbackRequest(RequestBody):
+    """At least one of ``rating`` and ``expert``. Nothing else that is sent is kept."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"decision": "5f2c9d0b7a413e68", "rating": "down", "expert": "cars"}]}
+    )
+
+    decision: str = Field(min_length=1, max_length=64, description="expert_router.decision.id of the answer")
+    rating: Rating | None = Field(default=None, description="whether who answered was right")
+    expert: str | list[str] | None = Field(default=None, description="who should have answered; general: no expert")
+
+    def to_feedback(self, experts: Collection[str]) -> Feedback:
+        """``experts`` are those there are. Raises ``FeedbackError``."""
+        if self.expert is None:
+            if self.rating is None:
+                raise FeedbackError("Send a rating (up or down), an expert, or both.", param="rating")
+            return Feedback(self.rating)
+        named = [self.expert] if isinstance(self.expert, str) else list(dict.fromkeys(self.expert))
+        if named == [GENERAL]:
+            return Feedback(self.rating, ())
+        if not named or not set(named) <= set(experts):
+            known = ", ".join(experts)
+            raise FeedbackError(f"expert takes one or more of {known}, or {GENERAL} alone.", param="expert")
+        return Feedback(self.rating, tuple(named))
 
 
 class ExplainRequest(RequestBody):

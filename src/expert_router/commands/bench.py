@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_router.commands.measuring import machine
+from expert_router.commands.measuring import machine, router_and_policy
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.evaluation.load import LoadResult
     from expert_router.evaluation.routing import RoutingReport
-    from expert_router.ports import Router
-    from expert_router.routing.policy import Policy
     from expert_router.settings import Settings
 
 HELP = "measure routers and engines on this machine"
@@ -75,22 +73,13 @@ def _questions(args: Namespace, settings: Settings) -> list[LabelledQuestion]:
     return [example for path in files for example in read_labelled(path)]
 
 
-def _router(settings: Settings, name: str | None = None) -> tuple[Router, Policy]:
-    from expert_router.artifacts import load_experts
-    from expert_router.serving.build import Parts, build_policy, build_router
-
-    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    router = build_router(Parts(settings, experts, progress=True), name)
-    return router, build_policy(router, experts, settings)
-
-
 def _bench_dialogues(args: Namespace, settings: Settings) -> int:
     from expert_router.data.dialogues import read_dialogues
     from expert_router.evaluation.dialogues import measure_dialogues
 
     (path,) = args.data or [settings.resolve(settings.paths.data) / "dialogues/test.jsonl"]
     dialogues = read_dialogues(path)
-    router, policy = _router(settings)
+    router, policy = router_and_policy(settings)
     report = measure_dialogues(dialogues, lambda turn, history: policy.decide(router.score(turn, history)))
     if args.json:
         print(json.dumps({"machine": machine(), "dialogues": len(dialogues), **asdict(report)}, indent=2))
@@ -107,7 +96,7 @@ def _bench_stability(args: Namespace, settings: Settings) -> int:
     from expert_router.evaluation.stability import measure_stability, read_paraphrases
 
     (path,) = args.data or [settings.resolve(settings.paths.data) / "stability/paraphrases.csv"]
-    router, policy = _router(settings)
+    router, policy = router_and_policy(settings)
     results = measure_stability(read_paraphrases(path), lambda text: policy.decide(router.score(text)))
     if args.json:
         print(json.dumps({"machine": machine(), "stability": [asdict(result) for result in results]}, indent=2))
@@ -124,7 +113,7 @@ def _bench_stability(args: Namespace, settings: Settings) -> int:
 def _bench_parts(args: Namespace, settings: Settings) -> int:
     from expert_router.evaluation.parts import measure_parts
 
-    router, _ = _router(settings)
+    router, _ = router_and_policy(settings)
     report = measure_parts(_questions(args, settings), lambda text: router.score(text).experts, count=JOINED)
     if args.json:
         print(json.dumps({"machine": machine(), **asdict(report)}, indent=2))
@@ -158,7 +147,7 @@ def _bench_routers(args: Namespace, settings: Settings) -> int:
 def _router_report(settings: Settings, name: str, examples: list[Any]) -> RoutingReport:
     from expert_router.evaluation.routing import evaluate_routing
 
-    router, policy = _router(settings, name)
+    router, policy = router_and_policy(settings, name)
     return evaluate_routing(examples, lambda query: policy.decide(router.score(query), name), name)
 
 
@@ -208,7 +197,7 @@ def _bench_engine(args: Namespace, settings: Settings) -> int:
         raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
     examples = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")
     questions = [example.query for example in examples if len(example.experts) == 1]
-    results = asyncio.run(_measure(build_dispatcher(settings, progress=True), questions, clients, args))
+    results = asyncio.run(_measure(build_dispatcher(settings, progress=True, logged=False), questions, clients, args))
     if args.json:
         about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
         print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))

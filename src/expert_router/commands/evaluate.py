@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands import evaluate_replay
 from expert_router.commands.measuring import (
     AT_ONCE,
     PREPARED,
@@ -33,11 +34,18 @@ if TYPE_CHECKING:
     from expert_router.settings import Settings
     from expert_router.types import Expert
 
-HELP = "measure the router, the experts' answers and both together, against the base model"
+HELP = "measure the router, the experts' answers and both together, against the base model; or a router on the log"
 EXIT_GATE = 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("all", "replay"),
+        default="all",
+        help="all (default): router, answers and both together; replay: a router on the questions of a decision log",
+    )
     parser.add_argument("--experts", metavar="NAMES", help="joined by commas (default: all)")
     parser.add_argument(
         "--variants",
@@ -59,6 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: runs/evaluation-<time>)")
     parser.add_argument("--gate", action="store_true", help="exit with status 1 when an expert does not beat the base")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of Markdown")
+    evaluate_replay.add_arguments(parser)
 
 
 def main(args: Namespace) -> int:
@@ -69,6 +78,8 @@ def main(args: Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit takes a number from 1 on, not {args.limit}.")
     settings = load_settings(args.config)
+    if args.what == "replay":
+        return evaluate_replay.replay_log(args, settings)
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
     names = chosen_names(args.experts, list(parts.experts), "--experts") or list(parts.experts)
     require_packages()
@@ -154,8 +165,8 @@ def _plan(args: Namespace, variants: Variants, experts: Sequence[str]) -> tuple[
 def _measure_router(runner: asyncio.Runner, variants: Variants, labelled: Sequence[LabelledQuestion]) -> RoutingReport:
     from expert_router.evaluation.routing import evaluate_routing
 
-    dispatcher = variants.configured
-    return evaluate_routing(labelled, lambda query: runner.run(dispatcher.decide(query)), dispatcher.router.name)
+    deployed = variants.configured.deployed
+    return evaluate_routing(labelled, lambda query: runner.run(deployed.decide(query)), deployed.router.name)
 
 
 async def _ask(

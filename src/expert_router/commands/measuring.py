@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_router.evaluation.questions import Question
+    from expert_router.ports import Router
+    from expert_router.routing.policy import Policy
     from expert_router.settings import Settings
 
 RUNS = "runs"
@@ -64,6 +66,16 @@ def about_run(
         "questions": f"{data}{of_each} (sha256 {hashlib.sha256(asked.encode()).hexdigest()[:12]})",
         "machine": f"{machine()}{load}",
     }
+
+
+def router_and_policy(settings: Settings, name: str | None = None) -> tuple[Router, Policy]:
+    """The configured router, or another by ``name``, and the settings' rules around its thresholds."""
+    from expert_router.artifacts import load_experts
+    from expert_router.serving.build import Parts, build_policy, build_router
+
+    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
+    router = build_router(Parts(settings, experts, progress=True), name)
+    return router, build_policy(router, experts, settings)
 
 
 def machine() -> str:

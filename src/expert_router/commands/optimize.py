@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from expert_router.evaluation.questions import Question
     from expert_router.ports import Router
     from expert_router.serving.build import Parts
-    from expert_router.serving.dispatcher import Library
+    from expert_router.serving.deployment import Library
     from expert_router.settings import Settings
     from expert_router.types import Expert, ModelVariant
 

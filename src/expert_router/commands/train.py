@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_router.commands import train_abstention, train_expert
+from expert_router.commands import train_abstention, train_expert, train_feedback
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, help="default: 2e-4 for the encoder, 4e-4 for an expert")
     train_expert.add_arguments(parser)
     train_abstention.add_arguments(parser)
+    train_feedback.add_arguments(parser)
     group = parser.add_argument_group("encoder")
     group.add_argument(
         "--intents",
@@ -61,6 +62,8 @@ def main(args: Namespace) -> int:
     from expert_router.artifacts import load_experts
     from expert_router.settings import load_settings
 
+    if args.with_feedback is not None and args.what != "router":
+        raise ConfigError("--with-feedback is for the router: expert-router train router --with-feedback FILE")
     settings = load_settings(args.config)
     data = args.data or settings.resolve(settings.paths.data) / "processed"
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
@@ -78,6 +81,7 @@ def main(args: Namespace) -> int:
 
 
 def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
+    from expert_router.artifacts import MANIFEST
     from expert_router.data.dialogues import read_dialogues
     from expert_router.data.labelled import read_labelled
     from expert_router.serving.build import Parts
@@ -85,12 +89,28 @@ def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapp
 
     output = args.output or settings.resolve(settings.router.artifact)
     train, calibration = (read_labelled(data / f"routing_{split}.csv") for split in ("train", "calibration"))
+    feedback = None
+    if args.with_feedback is not None:
+        in_place = output if (output / MANIFEST).is_file() else settings.resolve(settings.router.artifact)
+        feedback = train_feedback.read_feedback(
+            args.with_feedback,
+            in_place,
+            list(experts),
+            train=train,
+            calibration=calibration,
+            test=read_labelled(data / "routing_test.csv"),
+        )
+        train = feedback.data.added_to(train)
     parts = Parts(settings, experts, progress=True)
     encoder, terms = parts.encoder, parts.terms
     started = time.perf_counter()
     artifact = fit_router(train, calibration, list(experts), encoder, terms, seed=args.seed, progress=True)
     if (talks := settings.resolve(settings.paths.data) / DIALOGUES).is_file():
         artifact = fit_follow_up(artifact, read_dialogues(talks), encoder, terms)
+    if feedback is not None:
+        artifact = replace(artifact, about={**artifact.about, "feedback": len(feedback.data.learnt)})
+        if not train_feedback.may_be_saved(feedback, artifact, parts, force=args.force):
+            return train_feedback.EXIT_FORGETS
     artifact.save(output)
     print(
         f"Fitted on {len(train)} questions, calibrated on {len(calibration)}, in {time.perf_counter() - started:.1f} s."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expert_router.serving.build import assemble
-from expert_router.serving.dispatcher import Library
+from expert_router.serving.deployment import Library
 from expert_router.training.examples import passage_holds
 from expert_router.types import GENERAL
 

@@ -8,7 +8,9 @@ labels, the thresholds and the encoder they were fitted on; an encoder with othe
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ GOES_ON = 0.55
 """So probable it must be that a turn goes on: to stay with the wrong expert is worse than to leave the right one."""
 SURELY_NOBODYS = 0.95
 """A turn of few words that is less surely for no expert may go on with the turn before it."""
+VERSION_DIGITS = 12
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
 EVIDENCE_FEATURES = 2
@@ -61,6 +64,13 @@ class RouterArtifact:
     encoder_sha256: str
     about: dict[str, Any]
     follow_up: LinearHead | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The first digits of its manifest's hash, which pins its files; ``None`` before it was loaded from them."""
+        if "files" not in self.about:
+            return None
+        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:VERSION_DIGITS]
 
     def save(self, folder: Path) -> None:
         arrays = io.BytesIO()
@@ -147,6 +157,7 @@ class EmbeddingRouter:
         hidden: frozenset[str] = frozenset(),
     ) -> None:
         self.experts = (*(name for name in artifact.experts if name not in hidden), *(head.name for head in added))
+        self.version = artifact.version or self.name
         self._added = added
         self._hidden = hidden
         self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))

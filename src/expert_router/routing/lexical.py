@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LexicalRouter:
     """``examples`` are pairs of a question and the experts it needs (none of them: an empty set)."""
 
-    name = "lexical"
+    name = version = "lexical"
     thresholds = Thresholds(accept=0.5, clarify=0.4)
 
     def __init__(self, experts: Sequence[str], examples: Iterable[tuple[str, frozenset[str]]]) -> None:

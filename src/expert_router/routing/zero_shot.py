@@ -20,7 +20,7 @@ HYPOTHESIS = "This question is about {}."
 class ZeroShotRouter:
     """``topics`` gives each expert the words of its hypothesis; ``model`` is a hub name or a local folder."""
 
-    name = "zero_shot"
+    name = version = "zero_shot"
     thresholds = Thresholds(accept=0.5, clarify=0.4)
 
     def __init__(self, topics: Mapping[str, str], model: str, token: str | None, threads: int) -> None:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
 from expert_router.data.labelled import read_labelled
+from expert_router.decision_log import DecisionStore
 from expert_router.engines.threads import inference_threads
 from expert_router.errors import ConfigError
 from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.dispatcher import Dispatcher, Library
+from expert_router.serving.decision_writer import DecisionWriter
+from expert_router.serving.deployment import Deployment, Library
+from expert_router.serving.dispatcher import Dispatcher
 from expert_router.weights import ensure_model, load_lock
 
 if TYPE_CHECKING:
@@ -77,14 +80,17 @@ class Parts:
         return KnowledgeIndex(self.terms, vectors_SD, self.encoder)
 
 
-def build_dispatcher(settings: Settings, *, progress: bool = False) -> Dispatcher:
+def build_dispatcher(settings: Settings, *, progress: bool = False, logged: bool = True) -> Dispatcher:
     """Everything that serving needs, from the settings; base models are loaded when they are first asked.
 
-    Brings the router's weights when they are missing. Raises ``ConfigError``, ``DataError`` or ``WeightsError``.
+    Brings the router's weights when they are missing. ``logged`` is false where nobody asks, as when speed is measured.
+    Raises ``ConfigError``, ``DataError`` or ``WeightsError``.
     """
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
     parts = Parts(settings, experts, progress=progress)
-    return assemble(parts, build_router(parts), build_engine(parts), library=build_library(parts))
+    store = decision_store(settings) if logged else None  # before anything is loaded: it may be refused
+    router, engine, library = build_router(parts), build_engine(parts), build_library(parts)
+    return assemble(parts, router, engine, library=library, store=store)
 
 
 def assemble(
@@ -94,6 +100,7 @@ def assemble(
     *,
     library: Library | None,
     experts: Mapping[str, Expert] | None = None,
+    store: DecisionStore | None = None,
 ) -> Dispatcher:
     """A dispatcher of parts that are there; ``experts`` may stand for the settings' own, as without their adapters.
 
@@ -104,11 +111,24 @@ def assemble(
         raise ConfigError(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
-    policy = build_policy(router, known, parts.settings)
+    deployed = Deployment(
+        known, router, build_policy(router, known, parts.settings), library, build_examples(parts, router)
+    )
     serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    examples = build_examples(parts, router)
-    return Dispatcher(known, router, policy, engine, admission, library=library, examples=examples)
+    log = DecisionWriter(store) if store is not None else None
+    return Dispatcher(deployed, engine, admission, log=log)
+
+
+def decision_store(settings: Settings) -> DecisionStore | None:
+    """Where decisions are kept; ``None`` when that is off. Raises ``ConfigError`` when it cannot be written."""
+    log = settings.decision_log
+    if log.path is None:
+        return None
+    path = settings.resolve(log.path)
+    store = DecisionStore(path, retention_days=log.retention_days, max_rows=log.max_rows, redacted=log.redact)
+    store.check()
+    return store
 
 
 def build_library(parts: Parts) -> Library | None:

@@ -12,16 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from expert_router.errors import EngineError, InvalidRequestError, UnknownModelError
-from expert_router.routing.explanation import explain
-from expert_router.routing.policy import forced
-from expert_router.routing.splitting import split_question
+from expert_router.errors import EngineError
 from expert_router.serving.abstention import answered
-from expert_router.serving.prompts import BARE_BASE_MODEL, clarification, expert_messages, refusal
+from expert_router.serving.prompts import clarification, expert_messages, refusal
 from expert_router.serving.sections import Layout, sections
 from expert_router.types import (
-    AUTO,
-    GENERAL,
     Accepted,
     Answer,
     Done,
@@ -36,13 +31,12 @@ from expert_router.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping
 
-    from expert_router.ports import Engine, Knowledge, Router
-    from expert_router.routing.nearest import Examples
-    from expert_router.routing.policy import Policy
+    from expert_router.ports import DecisionLog, Engine
     from expert_router.serving.admission import Admission
-    from expert_router.types import AnsweredPart, ChatRequest, Decision, Event, Expert, Explanation, FinishReason, Found
+    from expert_router.serving.deployment import Deployment
+    from expert_router.types import AnsweredPart, ChatRequest, Event, Expert, FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -66,81 +60,46 @@ class _Progress:
         return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
-    """What the experts read from, and how many passages one is given."""
-
-    knowledge: Knowledge
-    passages: int
-
-
 class Dispatcher:
-    """``experts`` by name. The router's threshold rules are in ``policy``; ``admission`` bounds what runs at once.
+    """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
-    Without a ``library`` the experts answer from memory; without ``examples`` explanations name none.
+    ``admission`` bounds what runs at once; with a ``log`` the decision on each request is kept.
     """
 
     def __init__(
-        self,
-        experts: Mapping[str, Expert],
-        router: Router,
-        policy: Policy,
-        engine: Engine,
-        admission: Admission,
-        *,
-        library: Library | None = None,
-        examples: Examples | None = None,
+        self, deployed: Deployment, engine: Engine, admission: Admission, *, log: DecisionLog | None = None
     ) -> None:
-        self.experts = {**experts, GENERAL: BARE_BASE_MODEL}
-        self.titles = {expert.name: expert.title for expert in experts.values()}
+        self.deployed = deployed
         self.engine = engine
-        self.router = router
         self.admission = admission
-        self._policy = policy
-        self._library = library
-        self._examples = examples
+        self.log = log
 
-    async def decide(self, query: str, history: Sequence[str] = ()) -> Decision:
-        """Route one question; ``history`` holds the earlier user turns, oldest first."""
-        scores = await asyncio.to_thread(self.router.score, query, history)
-        return self._policy.decide(scores, self.router.name)
-
-    async def explain(self, query: str, history: Sequence[str] = (), nearest: int = 5) -> Explanation:
-        """Why ``decide`` decides so; up to ``nearest`` examples once ``read_examples`` has been through.
-
-        Raises ``InvalidRequestError`` when the question is empty.
-        """
-        if not query.strip():
-            raise InvalidRequestError("The question is empty.", param="query")
-        explanation = await asyncio.to_thread(explain, self.router, self._policy, query, history)
-        if self._examples is None or not nearest:
-            return explanation
-        found = await asyncio.to_thread(self._examples.nearest, query, explanation.history, nearest)
-        return replace(explanation, nearest=found)
-
-    async def read_examples(self, *, progress: bool = False) -> None:
-        """Get the router's examples ready to compare with: seconds the first time. Raises ``DataError``."""
-        if self._examples is not None:
-            await asyncio.to_thread(self._examples.read, progress=progress)
+    @property
+    def experts(self) -> Mapping[str, Expert]:
+        return self.deployed.experts
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
         """``Routed`` first, then the text, ``Done`` last. Errors are raised where they happen.
 
         Raises ``UnknownModelError``, ``InvalidRequestError``, ``OverloadedError`` and whatever the engine raises.
         """
-        progress = _Progress()
-        decision = await self._decide_for(request)
-        parts = await self._split(request.user_turns[-1], _answering(decision))
+        progress, deployed = _Progress(), self.deployed
+        decision = await deployed.decide_for(request)
+        parts = await deployed.split(request.user_turns[-1], decision)
         progress.route_s = progress.elapsed_s()
-        served = {part.expert: self.engine.served(self.experts[part.expert]) for part in parts}
+        served = {part.expert: self.engine.served(deployed.experts[part.expert]) for part in parts}
         adapters = {name: each.adapter for name, each in served.items()}
         logger.info("routed", extra={"decision": decision.kind, "experts": tuple(served), "adapters": adapters})
+        if self.log is not None:
+            version = deployed.router.version
+            decision = replace(decision, id=self.log.record(request.user_turns, decision, served, version))
         yield Routed(decision, parts, progress.route_s, served)
         layout = Layout(parts)
         if not parts:
-            yield Text(clarification(decision, self.titles) if decision.kind == "clarify" else refusal(self.titles))
+            titles = deployed.titles
+            yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
-            async with self.admission.slot(), aclosing(self._answer(request, parts, progress)) as events:
+            async with self.admission.slot(), aclosing(self._answer(deployed, request, parts, progress)) as events:
                 async for event in events:
                     if event.text and not isinstance(event, Section):
                         progress.first_token_s = progress.first_token_s or progress.elapsed_s()
@@ -178,43 +137,29 @@ class Dispatcher:
         )
 
     async def close(self) -> None:
-        if self._examples is not None:
-            self._examples.close()
-        await self.engine.close()
-        self.router.close()
+        if self.deployed.examples is not None:
+            self.deployed.examples.close()
+        try:
+            await self.engine.close()
+            self.deployed.router.close()
+        finally:
+            if self.log is not None:
+                await asyncio.to_thread(self.log.close)
 
-    async def _decide_for(self, request: ChatRequest) -> Decision:
-        turns = request.user_turns
-        if not turns or request.messages[-1].role != "user":
-            raise InvalidRequestError("The conversation must end with a message from the user.", param="messages")
-        if not turns[-1].strip():
-            raise InvalidRequestError("The question is empty.", param="messages")
-        if request.model == AUTO:
-            return await self.decide(turns[-1], turns[:-1])
-        if request.model not in self.experts:
-            known = ", ".join([AUTO, *self.experts])
-            raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param="model")
-        return forced(request.model, self.experts[request.model].title)
-
-    async def _split(self, question: str, names: tuple[str, ...]) -> tuple[Part, ...]:
-        """Several experts are asked their own parts of the question, where it can be told apart."""
-        if len(names) < 2:  # noqa: PLR2004 - several
-            return tuple(Part(name, question) for name in names)
-        asked = await asyncio.to_thread(split_question, question, names, lambda text: self.router.score(text).experts)
-        return tuple(Part(expert, part) for expert, part in asked.items())
-
-    def _answer(self, request: ChatRequest, parts: tuple[Part, ...], progress: _Progress) -> AsyncGenerator[Event]:
-        streams = [self._answer_part(request, part, parts, progress) for part in parts]
-        return sections(parts, self.titles, streams) if len(parts) > 1 else streams[0]
+    def _answer(
+        self, deployed: Deployment, request: ChatRequest, parts: tuple[Part, ...], progress: _Progress
+    ) -> AsyncGenerator[Event]:
+        streams = [self._answer_part(deployed, request, part, parts, progress) for part in parts]
+        return sections(parts, deployed.titles, streams) if len(parts) > 1 else streams[0]
 
     async def _answer_part(
-        self, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
+        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
     ) -> AsyncGenerator[Event]:
-        expert = self.experts[part.expert]
+        expert = deployed.experts[part.expert]
         others = [
-            self.experts[other.expert] for other in parts if other is not part and other.question == part.question
+            deployed.experts[other.expert] for other in parts if other is not part and other.question == part.question
         ]
-        found = await self._look_up(expert, [*request.user_turns[:-1], part.question])
+        found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
         if found:
             yield Sources(expert.name, found)
         conversation = [*request.messages[:-1], Message("user", part.question)]
@@ -230,17 +175,3 @@ class Dispatcher:
                     progress.completion_tokens += chunk.usage.completion_tokens
                 if chunk.finish_reason == "length":
                     progress.finish_reason = "length"
-
-    async def _look_up(self, expert: Expert, turns: Sequence[str]) -> tuple[Found, ...]:
-        if self._library is None or expert.knowledge is None:
-            return ()
-        library = self._library
-        found = await asyncio.to_thread(library.knowledge.search, expert.name, turns[-1], turns[:-1], library.passages)
-        return tuple(found)
-
-
-def _answering(decision: Decision) -> tuple[str, ...]:
-    """Who generates text: the chosen experts, the base model, or nobody."""
-    if decision.kind == "general":
-        return (GENERAL,)
-    return () if decision.kind in {"clarify", "refused"} else decision.experts

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 
 def decision_object(decision: Decision) -> dict[str, Any]:
-    """``scores`` are flat: each expert's probability, and ``none``; null when the caller chose."""
+    """``scores`` are flat: each expert's probability, and ``none``; null when the caller chose.
+
+    ``id``, to send feedback with, is there when the decision was logged.
+    """
     scores = decision.scores
     return {
+        **({"id": decision.id} if decision.id else {}),
         "kind": decision.kind,
         "experts": list(decision.experts),
         "scores": scores and {name: round(p, 4) for name, p in {**scores.experts, "none": scores.none}.items()},

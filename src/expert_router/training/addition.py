@@ -63,7 +63,9 @@ def fit_addition(
     features_MD = np.concatenate([vectors_ND, others.vectors_BD]).astype(np.float64)
     own_M = np.arange(len(texts)) < len(examples)
     weights = _fit_head(features_MD, own_M, None)
-    inside, outside = (_counts([t for t, own in zip(texts, own_M, strict=True) if own == side]) for side in (True, False))
+    inside, outside = (
+        _counts([t for t, own in zip(texts, own_M, strict=True) if own == side]) for side in (True, False)
+    )
     prior_F = shared.weights_LF[:-1].mean(axis=0).astype(np.float64)
     calibration_F = prior_F
     if len(examples) > 1:
@@ -90,7 +92,9 @@ def _not_alike(background: Background, vectors_ND: Floats) -> Background:
     centre_D = vectors_ND.sum(axis=0)
     others_ND = centre_D - vectors_ND
     norms_N = np.maximum(np.linalg.norm(others_ND, axis=1), 1e-9)
-    near = float(np.quantile((vectors_ND * others_ND).sum(axis=1) / norms_N, LOOKS_ALIKE)) if len(vectors_ND) > 1 else 1.0
+    near = (
+        float(np.quantile((vectors_ND * others_ND).sum(axis=1) / norms_N, LOOKS_ALIKE)) if len(vectors_ND) > 1 else 1.0
+    )
     cosines_B = background.vectors_BD @ (centre_D / np.linalg.norm(centre_D))
     kept = [n for n, q in enumerate(background.questions) if q.experts or cosines_B[n] <= near]
     return Background([background.questions[n] for n in kept], background.vectors_BD[kept])
@@ -124,8 +128,8 @@ def _held_out(
         out_M = fold_M == fold
         fitted = _fit_head(features_MD[~out_M], own_M[~out_M], weights)
         held_out_M2[out_M, 0] = features_MD[out_M] @ fitted[:-1] + fitted[-1]
-        words = _word_weights(_counts([texts[n] for n in np.flatnonzero(own_M & ~out_M)]), outside)
-        for n in np.flatnonzero(out_M):
+        words = _word_weights(_counts([texts[n] for n in np.flatnonzero(own_M & ~out_M).tolist()]), outside)
+        for n in np.flatnonzero(out_M).tolist():
             held_out_M2[n, 1] = max((words.get(word, 0.0) for word in words_of(texts[n])), default=0.0)
     return held_out_M2
 

@@ -71,7 +71,9 @@ def fit_router(
     vectors = embed([example.query for example in [*fitting, *held_out]], encoder, progress=progress)
     head = fit_head(vectors[: len(fitting)], labels(fitting, experts), L2)
     logits_NL = head.logits(vectors[len(fitting) :])
-    evidence_NLX = np.stack([label_evidence(example.query, experts, evidence, terms.evidence(example.query)) for example in held_out])
+    evidence_NLX = np.stack(
+        [label_evidence(example.query, experts, evidence, terms.evidence(example.query)) for example in held_out]
+    )
     calibrated = fit_calibration(logits_NL, evidence_NLX, labels(held_out, experts))
     accept = choose_accept(calibrated.probabilities(logits_NL, evidence_NLX), held_out, experts)
     real = len(calibration)

@@ -116,6 +116,11 @@ def footnote(exchange: Exchange) -> str:
             return ""
 
 
+def noted(said: str) -> str:
+    """That what the person said was taken down."""
+    return _div("er-foot", _text(said), role="status")
+
+
 def sources(exchange: Exchange, catalogue: Catalogue) -> str:
     """What each expert read, once the answer is there: what it names can be opened, the rest is folded away."""
     read = [part for part in exchange.parts if part.found]

@@ -20,7 +20,7 @@ from expert_router.ui.wire import parse_decision, parse_explanation
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
-    from expert_router.types import Decision, Explanation, Message
+    from expert_router.types import Decision, Explanation, Message, Rating
 
 CONNECT_TIMEOUT_S = 4.0
 SILENCE_TIMEOUT_S = 60.0
@@ -157,6 +157,16 @@ class ChatClient:
             yield self._failure(error, self._silence_timeout_s, answering=answering)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             yield self._not_understood()
+
+    async def send_feedback(self, decision: str, rating: Rating | None = None, expert: str = "") -> Failed | None:
+        """Say whether a decision was right, or who should have answered. ``Failed`` when it was not taken down."""
+        said = {"rating": rating, "expert": expert or None}
+        try:
+            async with self._connect(self._connect_timeout_s) as http:
+                response = await http.post("/v1/feedback", json={"decision": decision, **said})
+        except httpx2.TransportError as error:
+            return self._failure(error, self._connect_timeout_s)
+        return Failed(_refusal(response)) if response.is_error else None
 
     def _connect(self, silence_timeout_s: float) -> httpx2.AsyncClient:
         timeout = httpx2.Timeout(silence_timeout_s, connect=self._connect_timeout_s)

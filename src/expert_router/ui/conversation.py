@@ -38,6 +38,7 @@ class Exchange:
     """One question and what came of it.
 
     ``model`` is what the person chose; ``routed`` is who answers; ``parts`` is the answer, one part for each expert.
+    ``verdict`` is what the person said of who answered, once that was taken down (``ui.feedback``).
     """
 
     question: str
@@ -47,6 +48,13 @@ class Exchange:
     parts: tuple[Part, ...] = ()
     done: Done | None = None
     problem: str = ""
+    verdict: str = ""
+
+    @property
+    def decision_id(self) -> str | None:
+        """What feedback names; ``None`` where the server keeps no decisions, or nobody was chosen yet."""
+        decided = self.routed and self.routed.decision
+        return decided.id if decided and decided.kind != "clarify" and not self.busy else None
 
     @property
     def text(self) -> str:

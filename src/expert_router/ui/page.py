@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import gradio as gr  # noqa: TID253 - reached only through ui.chat, whose functions import this module
 
 from expert_router.types import AUTO
-from expert_router.ui import cards
+from expert_router.ui import cards, feedback
 from expert_router.ui.client import ChatClient, Failed, Text
 from expert_router.ui.conversation import Conversation
 from expert_router.ui.why import why
@@ -85,6 +85,7 @@ class _Page:
         self.number = gr.State(0)
         self.catalogue = gr.State(cards.Catalogue())
         self.ask_why = gr.Button("Why?", elem_id="er-ask-why")  # HEAD's script presses it; nobody sees it
+        self.taken_down = gr.State(("", ""))
         self.recheck = gr.Timer(RECHECK_INTERVAL_S, active=False)
         with gr.Row(elem_id="er-top"):
             gr.HTML(cards.header())
@@ -143,6 +144,9 @@ class _Page:
             )
             answer.then(self.settle, [self.conversation, self.number, self.catalogue], shown, **quick)
             answers.append(answer)
+        self.chatbot.option_select(self.rate, [self.conversation, self.number], self.taken_down, **queued).success(
+            self.note, [self.taken_down, self.conversation, self.number, self.catalogue], shown[:2], **quick
+        )
         self.box.stop(None, cancels=answers, api_visibility="private")
         for trigger in (self.new_chat.click, self.chatbot.clear):
             trigger(None, cancels=answers, api_visibility="private")
@@ -185,8 +189,32 @@ class _Page:
     def ask_option(
         self, conversation: Conversation, number: int, catalogue: cards.Catalogue, _choice: str, event: gr.SelectData
     ) -> list[Update]:
-        """The person said which expert was meant, so the last question goes there."""
+        """The person said which expert was meant, so the last question goes there; ``rate`` takes the other choices."""
+        if feedback.verdict_in(event.value) is not None:
+            raise gr.Error("", visible=False, print_exception=False)
         return self._repeat(_current(conversation, number), catalogue, event.value)
+
+    async def rate(self, conversation: Conversation, number: int, event: gr.SelectData) -> tuple[str, str]:
+        """The person said whether who answered was right, or who should have: the decision, and what was said of it."""
+        conversation = _current(conversation, number)
+        decision = conversation.exchanges[-1].decision_id if conversation.exchanges else None
+        verdict = feedback.verdict_in(event.value)
+        if verdict is None or decision is None:
+            raise gr.Error("", visible=False, print_exception=False)
+        if failed := await self._client.send_feedback(decision, *feedback.to_send(verdict)):
+            raise gr.Error(failed.message, title="Not noted", print_exception=False)
+        return decision, verdict
+
+    def note(
+        self, taken_down: tuple[str, str], conversation: Conversation, number: int, catalogue: cards.Catalogue
+    ) -> list[Update]:
+        """Show that it was taken down; a step of its own, as the person may have asked on in the meantime."""
+        decision, verdict = taken_down
+        conversation = _current(conversation, number)
+        if not conversation.exchanges or conversation.exchanges[-1].decision_id != decision:
+            return [gr.skip(), gr.skip()]
+        conversation = conversation.with_last(replace(conversation.exchanges[-1], verdict=verdict))
+        return [conversation, draw(conversation, catalogue)]
 
     def _repeat(self, conversation: Conversation, catalogue: cards.Catalogue, model: str) -> list[Update]:
         if not conversation.exchanges:
@@ -265,12 +293,17 @@ def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue, reasons: str)
         yield gr.ChatMessage(gr.HTML(sources))
     if note := cards.footnote(exchange):
         yield gr.ChatMessage(gr.HTML(note))
+    if exchange.verdict:
+        yield gr.ChatMessage(gr.HTML(cards.noted(feedback.said(exchange.verdict, catalogue))))
 
 
 def _options(exchange: Exchange, catalogue: cards.Catalogue) -> list[dict[str, str]]:
-    if exchange.routed is None or exchange.routed.decision.kind != "clarify":
+    """Whom the person may have meant, or what they may say of who answered."""
+    if exchange.routed is None:
         return []
-    return [{"value": name, "label": catalogue.title(name)} for name in exchange.routed.decision.choices]
+    if exchange.routed.decision.kind == "clarify":
+        return [{"value": name, "label": catalogue.title(name)} for name in exchange.routed.decision.choices]
+    return feedback.choices(exchange, catalogue)
 
 
 def _refuse_while_busy(conversation: Conversation) -> None:

@@ -16,6 +16,7 @@ def parse_decision(decision: dict[str, Any]) -> Decision:
         reason=decision["reason"],
         router=decision.get("router") or "",
         prediction_set=tuple(decision.get("prediction_set") or ()),
+        id=decision.get("id"),
     )
 
 
