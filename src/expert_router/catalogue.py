@@ -11,6 +11,7 @@ a version has from the one before it are hard links: they cost no space.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -175,6 +176,16 @@ class _Changing:
     def _sweep(self) -> None:
         for path in self._versions.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def read_taught(folder: Path) -> list[str]:
+    """The questions that an added expert was taught with. Raises ``ConfigError``."""
+    path = folder / EXAMPLES_FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row["question"] for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise ConfigError(f"{path} does not hold an added expert's examples: {error!r}") from error
 
 
 def _link(source: str, target: str) -> str:

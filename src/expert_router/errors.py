@@ -8,6 +8,8 @@ ExpertRouterError                     500
 │   ├── DecisionLogOffError           409   code decision_log_off
 │   ├── FeedbackError                 422   code invalid_feedback; says nothing, or names nobody who could answer
 │   └── BodyTooLargeError             413
+├── AdminClosedError                  403   code admin_closed; the server has no admin key
+├── UnauthorizedError                 401   code unauthorized; the admin key is missing or wrong
 ├── OverloadedError                   429   queue full; carries retry_after_s
 ├── EngineError                       502   the engine failed or answered nonsense
 │   └── EngineTimeoutError            504   the engine did not answer in time
@@ -72,6 +74,18 @@ class FeedbackError(InvalidRequestError):
 class BodyTooLargeError(InvalidRequestError):
     status = 413
     code = "body_too_large"
+
+
+class AdminClosedError(ExpertRouterError):
+    status = 403
+    type = "permission_error"
+    code = "admin_closed"
+
+
+class UnauthorizedError(ExpertRouterError):
+    status = 401
+    type = "authentication_error"
+    code = "unauthorized"
 
 
 class OverloadedError(ExpertRouterError):

@@ -50,6 +50,8 @@ class ServerSettings(Section):
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)
+    admin_key: str | None = Field(default=None, min_length=16)
+    """Who sends it as a bearer token may add and remove experts over HTTP; without one nobody may."""
 
 
 class RouterSettings(Section):
@@ -120,6 +122,8 @@ class PathsSettings(Section):
     experts: Path = Path("experts")
     models_lock: Path = Path("models.lock")
     data: Path = Path("data")
+    catalogue: Path = Path("catalogue")
+    """Experts that were added while the system ran, in numbered versions."""
     cache: Path = Field(default_factory=_default_cache)
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from expert_router.api import explain, feedback, health, openai, query
+from expert_router.api import experts, explain, feedback, health, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
-from expert_router.errors import BodyTooLargeError, NotReadyError
+from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
 from expert_router.observability import request_id
 from expert_router.types import GENERAL
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from expert_router.live.experts import LiveExperts
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.settings import Settings
 
@@ -38,20 +39,32 @@ expert; an expert's name forces it; `general` is the bare base model. Who answer
 
 
 def create_app(
-    dispatcher: Dispatcher, settings: Settings, *, home_page: str = "/docs", warm_up: bool = False
+    dispatcher: Dispatcher,
+    settings: Settings,
+    *,
+    home_page: str = "/docs",
+    warm_up: bool = False,
+    live: LiveExperts | None = None,
 ) -> FastAPI:
-    """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once."""
-    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
-    system = System(dispatcher, options)
+    """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once.
+
+    With ``live``, experts come and go while it runs.
+    """
+    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s, settings.server.admin_key)
+    system = System(dispatcher, options, live)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if warm_up:
             system.warm_up = asyncio.create_task(_warm_up(dispatcher))
             system.warm_up.add_done_callback(system.read_examples_after)
+        watching = asyncio.create_task(_watch(live)) if live is not None else None
         try:
             yield
         finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.wait({watching})
             if system.warm_up is not None:
                 system.warm_up.cancel()
                 with suppress(asyncio.CancelledError, Exception):
@@ -68,7 +81,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, explain, feedback, health):
+    for part in (openai, query, explain, feedback, experts, health):
         app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)
@@ -79,6 +92,15 @@ def create_app(
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(RequestLog)
     return app
+
+
+async def _watch(live: LiveExperts) -> None:
+    """Be ready to learn an expert, then notice those that other processes add."""
+    try:
+        await asyncio.to_thread(live.prepare)
+    except ExpertRouterError as error:
+        logger.warning("the first new expert will take longer", extra={"reason": error.message})
+    await live.watch()
 
 
 async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:

@@ -15,6 +15,8 @@ from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from expert_router.live.experts import LiveExperts
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -26,6 +28,7 @@ class ServingOptions:
 
     max_tokens: int
     keep_alive_s: float
+    admin_key: str | None = None
 
 
 @dataclass
@@ -34,6 +37,8 @@ class System:
 
     dispatcher: Dispatcher
     options: ServingOptions
+    live: LiveExperts | None = None
+    """Changes the experts; ``None`` where they cannot be changed."""
     warm_up: asyncio.Task[dict[str, str]] | None = None
     """Gives the experts that cannot answer, and why."""
     reading: asyncio.Task[None] | None = None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticSerializationError
 
 from expert_router.errors import FeedbackError, InvalidRequestError
+from expert_router.live.proposal import Proposal, TaughtExample
 from expert_router.types import AUTO, GENERAL, ChatRequest, Feedback, GenerationParams, Message, Rating
 
 if TYPE_CHECKING:
@@ -172,6 +173,51 @@ class ExplainRequest(RequestBody):
     query: str = Field(min_length=1)
     history: list[str] = Field(default=[], description="the earlier user turns, oldest first")
     nearest: int = Field(default=5, ge=0, le=50, description="how many of the router's examples to name")
+
+
+class ExampleBody(RequestBody):
+    question: str = Field(min_length=1)
+    answer: str = ""
+    key: str = ""
+
+
+class PassageBody(RequestBody):
+    title: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+
+
+class AddExpertRequest(RequestBody):
+    """At least ``examples`` or a ``description``; twenty examples are enough, fewer are answered with a warning."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "gardening", "examples": ["When do I prune roses?", "why are my leaves yellow"]}]
+        },
+    )
+
+    name: str = Field(description="lower-case letters, digits and _")
+    title: str = ""
+    description: str = ""
+    instructions: str = Field(default="", description="what the model is told to be")
+    examples: list[str | ExampleBody] = Field(default=[], description="questions that it should answer")
+    knowledge: list[PassageBody] = Field(default=[], description="what it reads before it answers")
+    replace: bool = Field(default=False, description="in place of the expert of this name")
+
+    def to_proposal(self) -> Proposal:
+        examples = (
+            TaughtExample(each) if isinstance(each, str) else TaughtExample(each.question, each.answer, each.key)
+            for each in self.examples
+        )
+        text = "\n\n".join(f"## {' '.join(each.title.split())}\n\n{each.text}" for each in self.knowledge)
+        knowledge = {"knowledge.md": (text + "\n").encode()} if text else {}
+        return Proposal(self.name, self.title, self.description, self.instructions, tuple(examples), knowledge)
+
+
+class RollbackRequest(RequestBody):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 1}]})
+
+    version: int | None = Field(default=None, ge=0, description="default: the one before; 0 is as shipped")
 
 
 class ErrorDetail(BaseModel):

@@ -31,22 +31,26 @@ def main(args: Namespace) -> int:
     import uvicorn
 
     from expert_router.observability import configure_logging
-    from expert_router.serving.build import build_dispatcher, prepare_base_model
+    from expert_router.serving.build import build_parts, build_system, prepare_base_model
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
     configure_logging(settings.log_level)
     listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
     address = _reachable(listener)
-    dispatcher = build_dispatcher(settings, progress=True)
+    parts = build_parts(settings, progress=True)
+    dispatcher = build_system(parts)
     if settings.engine.name == "openvino":
         # Here, so that its progress bar is over before the server speaks.
         prepare_base_model(settings, settings.engine.base_model, progress=True)
 
     from expert_router.api.app import create_app
+    from expert_router.live.experts import LiveExperts
 
     with_page = not args.no_page and _page_is_installed()
-    app = create_app(dispatcher, settings, home_page=PAGE if with_page else "/docs", warm_up=not args.lazy)
+    live = LiveExperts(parts, dispatcher)
+    home_page = PAGE if with_page else "/docs"
+    app = create_app(dispatcher, settings, home_page=home_page, warm_up=not args.lazy, live=live)
     if with_page:
         app = _with_page(app, address)
     listener.listen(BACKLOG)  # before it is announced: who comes now waits a moment instead of being refused

@@ -91,6 +91,7 @@ def fit_weighted(
     ``penalty`` is half of what each weight's squared distance to ``towards`` (zero) costs. ``start`` only saves steps.
     """
     x = np.hstack([features_ND, np.ones((len(features_ND), 1))])
+    half = x.astype(np.float32)  # the curvature need not be exact, only the gradient
     y = labels_N.astype(np.float64)
     centre = np.zeros(x.shape[1]) if towards is None else towards
 
@@ -104,7 +105,8 @@ def fit_weighted(
         p = _sigmoid(x @ w)
         gradient = x.T @ (weights_N * (p - y)) + penalty * (w - centre)
         curvature = weights_N * np.maximum(p * (1 - p), 1e-9)
-        step = np.linalg.solve((x.T * curvature) @ x + np.diag(penalty), gradient)
+        bend = (half.T * curvature.astype(np.float32)) @ half
+        step = np.linalg.solve(bend + np.diag(penalty), gradient)
         length = 1.0
         while length > SHORTEST_STEP and cost(w - length * step) > now:  # far from the optimum Newton overshoots
             length /= 2

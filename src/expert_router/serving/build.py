@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
+from expert_router.catalogue import ROUTER_FOLDER, Catalogue, Version, read_taught
 from expert_router.data.labelled import read_labelled
 from expert_router.decision_log import DecisionStore
 from expert_router.engines.threads import inference_threads
@@ -19,18 +21,22 @@ from expert_router.serving.dispatcher import Dispatcher
 from expert_router.weights import ensure_model, load_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
     from pathlib import Path
 
     from expert_router.engines.openvino import ModelSource
     from expert_router.engines.prepared import PreparedModel
     from expert_router.knowledge.terms import TermIndex
     from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.routing.added import AddedHead
+    from expert_router.routing.embedding import RouterArtifact
     from expert_router.routing.encoder import SentenceEncoder
     from expert_router.routing.nearest import Examples
     from expert_router.settings import Settings
-    from expert_router.types import Adapter, Expert
+    from expert_router.types import Adapter, Expert, Passage
     from expert_router.weights import LockedModel
+
+logger = logging.getLogger(__name__)
 
 ROUTERS: Registry[Router] = Registry("router")
 ENGINES: Registry[Engine] = Registry("engine")
@@ -41,13 +47,33 @@ ROUTER_EXAMPLES = "processed/routing_train.csv"
 class Parts:
     """What routers, engines and knowledge share, made when it is first asked for and once.
 
+    ``version`` is the catalogue's that the experts are of. ``like`` lends what it has made, where it would be the same.
     Brings missing weights. Raises ``ConfigError``, ``DataError`` or ``WeightsError`` where they are used.
     """
 
-    def __init__(self, settings: Settings, experts: Mapping[str, Expert], *, progress: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        experts: Mapping[str, Expert],
+        *,
+        progress: bool,
+        version: Version | None = None,
+        like: Parts | None = None,
+    ) -> None:
         self.settings = settings
         self.experts = experts
         self.progress = progress
+        self.version = version or Version()
+        self._read: Mapping[str, list[Passage]] = {}
+        if like is not None:
+            same = ("terms", "knowledge") if like.texts == self.texts else ()
+            made = ((name, like.__dict__.get(name)) for name in ("encoder", "artifact", *same))
+            self.__dict__.update({name: value for name, value in made if value is not None})
+            self._read = {
+                name: passages
+                for name, passages in like.__dict__.get("corpora", {}).items()
+                if like.texts[name] == self.texts.get(name)
+            }
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
@@ -65,11 +91,28 @@ class Parts:
     @cached_property
     def terms(self) -> TermIndex:
         """The words of every expert's passages; experts without knowledge have none."""
-        from expert_router.knowledge.corpus import read_corpus
         from expert_router.knowledge.terms import TermIndex
 
+        return TermIndex(self.corpora)
+
+    @cached_property
+    def corpora(self) -> dict[str, list[Passage]]:
+        from expert_router.knowledge.corpus import read_corpus
+
         folders = {name: expert.knowledge for name, expert in self.experts.items() if expert.knowledge is not None}
-        return TermIndex({name: read_corpus(folder) for name, folder in folders.items()})
+        return {name: self._read.get(name) or read_corpus(folder) for name, folder in folders.items()}
+
+    @cached_property
+    def texts(self) -> dict[str, Hashable]:
+        """What tells whether an expert's texts are the same as in other parts, without reading them."""
+        return {name: _files(expert.knowledge) for name, expert in self.experts.items() if expert.knowledge is not None}
+
+    @cached_property
+    def artifact(self) -> RouterArtifact:
+        """What the embedding router was fitted to."""
+        from expert_router.routing.embedding import RouterArtifact
+
+        return RouterArtifact.load(self.settings.resolve(self.settings.router.artifact))
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -80,17 +123,31 @@ class Parts:
         return KnowledgeIndex(self.terms, vectors_SD, self.encoder)
 
 
+def _files(folder: Path) -> Hashable:
+    stats = sorted((path.relative_to(folder).as_posix(), path.stat()) for path in folder.rglob("*") if path.is_file())
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def build_parts(settings: Settings, *, progress: bool = False) -> Parts:
+    """The parts of all experts that can answer: those that ship, and those of the catalogue's current version."""
+    version = Catalogue(settings.resolve(settings.paths.catalogue)).current()
+    experts = version.experts(load_experts(settings.resolve(settings.paths.experts), settings.home))
+    return Parts(settings, experts, version=version, progress=progress)
+
+
 def build_dispatcher(settings: Settings, *, progress: bool = False, logged: bool = True) -> Dispatcher:
     """Everything that serving needs, from the settings; base models are loaded when they are first asked.
 
     Brings the router's weights when they are missing. ``logged`` is false where nobody asks, as when speed is measured.
     Raises ``ConfigError``, ``DataError`` or ``WeightsError``.
     """
-    experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
-    parts = Parts(settings, experts, progress=progress)
-    store = decision_store(settings) if logged else None  # before anything is loaded: it may be refused
-    router, engine, library = build_router(parts), build_engine(parts), build_library(parts)
-    return assemble(parts, router, engine, library=library, store=store)
+    return build_system(build_parts(settings, progress=progress), logged=logged)
+
+
+def build_system(parts: Parts, *, logged: bool = True) -> Dispatcher:
+    """``build_dispatcher`` of parts that are there."""
+    store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
+    return assemble(parts, build_router(parts), build_engine(parts), library=build_library(parts), store=store)
 
 
 def assemble(
@@ -106,18 +163,28 @@ def assemble(
 
     Several may share a router and an engine: closing one of them closes these for all.
     """
+    deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
+    serving = parts.settings.serving
+    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
+    return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
+
+
+def build_deployment(
+    parts: Parts,
+    router: Router,
+    library: Library | None,
+    *,
+    experts: Mapping[str, Expert] | None = None,
+    examples: Examples | None,
+) -> Deployment:
+    """Raises ``ConfigError`` when the router knows experts that are not there."""
     known = parts.experts if experts is None else experts
     if unknown := set(router.experts) - set(known):
         raise ConfigError(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
-    deployed = Deployment(
-        known, router, build_policy(router, known, parts.settings), library, build_examples(parts, router)
-    )
-    serving = parts.settings.serving
-    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    log = DecisionWriter(store) if store is not None else None
-    return Dispatcher(deployed, engine, admission, log=log)
+    policy = build_policy(router, known, parts.settings)
+    return Deployment(known, router, policy, library, examples, parts.version.number)
 
 
 def decision_store(settings: Settings) -> DecisionStore | None:
@@ -193,15 +260,29 @@ def prepare_base_model(
 
 @ROUTERS.register("embedding")
 def _embedding(parts: Parts) -> Router:
-    from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact
+    from expert_router.routing.embedding import EmbeddingRouter
 
-    artifact = RouterArtifact.load(parts.settings.resolve(parts.settings.router.artifact))
-    encoder = parts.encoder
+    artifact, encoder = parts.artifact, parts.encoder
     if encoder.sha256 != artifact.encoder_sha256:
         raise ConfigError(
             "The router was fitted on another encoder than the configured one. Run: expert-router train router"
         )
-    return EmbeddingRouter(encoder, artifact, parts.terms, parts.settings.router.coverage)
+    coverage, version = parts.settings.router.coverage, parts.version
+    return EmbeddingRouter(encoder, artifact, parts.terms, coverage, added=_heads(parts), hidden=version.hidden)
+
+
+def _heads(parts: Parts) -> list[AddedHead]:
+    """What the router was taught of added experts; one that another encoder was used for is left out."""
+    from expert_router.routing.added import AddedHead
+
+    heads = []
+    for name, folder in parts.version.added.items():
+        head = AddedHead.load(folder / ROUTER_FOLDER)
+        if head.encoder_sha256 == parts.encoder.sha256:
+            heads.append(head)
+        else:
+            logger.warning("%s was taught to another encoder, so nothing is routed to it: add it again", name)
+    return heads
 
 
 @ROUTERS.register("lexical")
@@ -209,7 +290,10 @@ def _lexical(parts: Parts) -> Router:
     from expert_router.routing.lexical import LexicalRouter
 
     examples = read_labelled(parts.settings.resolve(parts.settings.paths.data) / ROUTER_EXAMPLES)
-    return LexicalRouter(tuple(parts.experts), [(example.query, example.experts) for example in examples])
+    pairs = [(example.query, example.experts) for example in examples]
+    for name, folder in parts.version.added.items():
+        pairs += [(question, frozenset([name])) for question in read_taught(folder)]
+    return LexicalRouter(tuple(parts.experts), pairs)
 
 
 @ROUTERS.register("zero_shot")

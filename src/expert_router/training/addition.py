@@ -33,6 +33,10 @@ SHARE = 0.15
 """How many of a calibrated router's questions would be the expert's: examples weigh so much against the background."""
 L2 = 1.0
 FOLDS = 4
+FEWEST_HELD_OUT = 4
+"""With fewer examples none can be spared to calibrate on."""
+CLAIMED_OF_BACKGROUND = 0.01
+"""So much of the background an expert with fewer examples claims."""
 CALIBRATION_L2 = 10.0
 SHIFT_L2 = 1.0
 SMOOTHING = 0.5
@@ -46,6 +50,9 @@ class Background:
 
     questions: Sequence[LabelledQuestion]
     vectors_BD: Floats
+
+    def and_(self, other: Background) -> Background:
+        return Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
 
     def without(self, expert: str) -> Background:
         """The questions that do not need the expert."""
@@ -67,8 +74,11 @@ def fit_addition(
         _counts([t for t, own in zip(texts, own_M, strict=True) if own == side]) for side in (True, False)
     )
     prior_F = shared.weights_LF[:-1].mean(axis=0).astype(np.float64)
-    calibration_F = prior_F
-    if len(examples) > 1:
+    if len(examples) < FEWEST_HELD_OUT:
+        logits_B = features_MD[~own_M] @ weights[:-1] + weights[-1]
+        shift = -prior_F[0] * float(np.quantile(logits_B, 1 - CLAIMED_OF_BACKGROUND))
+        calibration_F = np.array([*prior_F[:-1], shift])
+    else:
         held_out_M2 = _held_out(texts, features_MD, own_M, weights, outside)
         fitted = fit_weighted(
             held_out_M2,

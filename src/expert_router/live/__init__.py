@@ -1,0 +1,1 @@
+"""Experts come and go while the system runs."""
