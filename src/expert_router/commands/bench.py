@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands import bench_additions
 from expert_router.commands.measuring import machine, router_and_policy
 from expert_router.errors import ConfigError
 
@@ -28,10 +29,10 @@ ZERO_SHOT_QUESTIONS = 20
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("routers", "dialogues", "stability", "parts", "engine"),
+        choices=("routers", "dialogues", "stability", "parts", "additions", "engine"),
         help="routers: accuracy and latency; dialogues: each turn of conversations; stability: the same decision "
-        "however a question is typed; parts: how questions for several experts are taken apart; engine: speed under "
-        "load",
+        "however a question is typed; parts: how questions for several experts are taken apart; additions: what "
+        "few examples of a new expert teach; engine: speed under load",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     group = parser.add_argument_group("routers")
@@ -61,6 +62,7 @@ def main(args: Namespace) -> int:
         "dialogues": _bench_dialogues,
         "stability": _bench_stability,
         "parts": _bench_parts,
+        "additions": bench_additions.run,
         "engine": _bench_engine,
     }[args.what]
     return bench(args, settings)

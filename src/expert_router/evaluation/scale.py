@@ -53,7 +53,7 @@ def measure_scale(
 ) -> list[ScaleResult]:
     """One router a count, each of intents drawn at random, the same every time."""
     rng = random.Random(0)  # noqa: S311 - reproducible, not secret
-    known = _Embedded(encoder)
+    known = RememberingEncoder(encoder)
     results = []
     for count in tqdm(counts, desc="routers", unit="router", disable=None if progress else True):
         names = sorted(rng.sample(data.intents, count))
@@ -88,7 +88,7 @@ def measure_scale(
     return results
 
 
-class _Embedded:
+class RememberingEncoder:
     """An encoder that embeds each question once, however many routers are fitted on it."""
 
     def __init__(self, encoder: TextEncoder) -> None:
