@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from expert_router.artifacts import load_expert, write_atomically
 from expert_router.errors import ConfigError, InvalidRequestError
@@ -166,7 +166,10 @@ class _Changing:
         self._lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError("Another process is changing the experts. Try again when it is done.") from None
         self._sweep()
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from expert_router.training.addition import Background, fit_addition
 from expert_router.vectors import embed_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from expert_router.catalogue import Version
@@ -87,12 +88,13 @@ class LiveExperts:
             heads = self._heads(proposal, version)
             writes: dict[str, Callable[[Path], None]] = {name: _rewrite(head) for name, head in heads.items()}
             writes[proposal.name] = _write(proposal, heads.get(proposal.name))
-            hidden = version.hidden - {proposal.name}
+            hidden = version.hidden | ({proposal.name} & self._shipped.keys())  # one that ships is replaced
             version = self.catalogue.change(f"add {proposal.name}", put=writes, hidden=hidden)
-            self._deploy(version, unread=frozenset([proposal.name]) if proposal.knowledge else frozenset())
-            routed_s = time.perf_counter() - started
-            if proposal.knowledge:
-                self._deploy(version)
+            with self._undone_on_failure(version):
+                self._deploy(version, unread=frozenset([proposal.name]) if proposal.knowledge else frozenset())
+                routed_s = time.perf_counter() - started
+                if proposal.knowledge:
+                    self._deploy(version)
             return Change(version, routed_s, tuple(self._warnings(proposal)))
 
     def remove(self, name: str) -> Change:
@@ -103,7 +105,8 @@ class LiveExperts:
             self._require(name, version.experts(self._shipped))
             hidden = version.hidden | ({name} & self._shipped.keys())
             version = self.catalogue.change(f"remove {name}", drop=[name], hidden=hidden)
-            self._deploy(version)
+            with self._undone_on_failure(version):
+                self._deploy(version)
             return Change(version, time.perf_counter() - started)
 
     def rollback(self, to: int | None = None) -> Change:
@@ -195,6 +198,15 @@ class LiveExperts:
             head.probability(vector, text, 0.0) >= self._parts.artifact.accept
             for vector, text in zip(encoder.encode_all(texts), texts, strict=True)
         )
+
+    @contextmanager
+    def _undone_on_failure(self, version: Version) -> Iterator[None]:
+        """A version that cannot be served does not count."""
+        try:
+            yield
+        except BaseException:
+            self._deploy(self.catalogue.rollback(version.parent))
+            raise
 
     def _deploy(self, version: Version, unread: frozenset[str] = frozenset()) -> None:
         """``unread`` are experts whose knowledge is not read yet: they answer from memory until it is."""

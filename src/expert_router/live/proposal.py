@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_router.artifacts import write_atomically
 from expert_router.catalogue import EXAMPLES_FILE, KNOWLEDGE_FOLDER
 from expert_router.errors import DataError, InvalidRequestError
-from expert_router.knowledge.corpus import SUFFIXES
+from expert_router.knowledge.corpus import SUFFIXES, read_corpus
 from expert_router.types import AUTO, GENERAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
 MOST_EXAMPLES = 10_000
 MOST_CHARACTERS = 4_000
@@ -71,7 +72,9 @@ class Proposal:
 
 
 def check(proposal: Proposal, known: Iterable[str]) -> Proposal:
-    """The proposal without doubled and empty examples. Raises ``InvalidRequestError`` that says what to change."""
+    """The proposal without doubled and empty examples. Raises ``InvalidRequestError``, or ``DataError`` of
+    knowledge that cannot be read.
+    """
     name = proposal.name
     if name in {AUTO, GENERAL} or not name.isascii() or not name.isidentifier() or name != name.lower():
         raise InvalidRequestError(
@@ -93,10 +96,20 @@ def check(proposal: Proposal, known: Iterable[str]) -> Proposal:
             f"An example has {len(too_long)} characters, and at most {MOST_CHARACTERS} are read: {too_long[:60]}…",
             param="examples",
         )
-    if sum(map(len, proposal.knowledge.values())) > MOST_KNOWLEDGE_BYTES:
-        raise InvalidRequestError(f"The knowledge is larger than {MOST_KNOWLEDGE_BYTES} bytes.", param="knowledge")
+    _check_knowledge(proposal.knowledge)
     examples = tuple(TaughtExample(question, each.answer, each.key) for question, each in kept.items())
     return Proposal(name, proposal.title, proposal.description, proposal.instructions, examples, proposal.knowledge)
+
+
+def _check_knowledge(knowledge: Mapping[str, bytes]) -> None:
+    """Read it as it will be read: what cannot be is found before anything is changed."""
+    if sum(map(len, knowledge.values())) > MOST_KNOWLEDGE_BYTES:
+        raise InvalidRequestError(f"The knowledge is larger than {MOST_KNOWLEDGE_BYTES} bytes.", param="knowledge")
+    if knowledge:
+        with tempfile.TemporaryDirectory() as temporary:
+            for name, content in knowledge.items():
+                write_atomically(Path(temporary) / name, content)
+            read_corpus(Path(temporary))
 
 
 def read_examples(path: Path) -> tuple[TaughtExample, ...]:
