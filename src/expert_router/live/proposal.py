@@ -72,8 +72,9 @@ class Proposal:
 
 
 def check(proposal: Proposal, known: Iterable[str]) -> Proposal:
-    """The proposal without doubled and empty examples. Raises ``InvalidRequestError``, or ``DataError`` of
-    knowledge that cannot be read.
+    """The proposal without doubled and empty examples.
+
+    Raises ``InvalidRequestError`` that says what to change, or ``DataError`` of knowledge that cannot be read.
     """
     name = proposal.name
     if name in {AUTO, GENERAL} or not name.isascii() or not name.isidentifier() or name != name.lower():
