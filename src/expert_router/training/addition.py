@@ -9,7 +9,7 @@ examples are left out: they may well be of the new field.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,11 @@ class Background:
 
     def and_(self, other: Background) -> Background:
         return Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
+
+    def hiding(self, experts: frozenset[str]) -> Background:
+        """Questions for experts that were taken away are for nobody."""
+        questions = [replace(question, experts=question.experts - experts) for question in self.questions]
+        return Background(questions, self.vectors_BD)
 
     def without(self, expert: str) -> Background:
         """The questions that do not need the expert."""
