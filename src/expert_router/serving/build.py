@@ -66,7 +66,7 @@ class Parts:
         self.version = version or Version()
         self._read: Mapping[str, list[Passage]] = {}
         if like is not None:
-            same = ("terms", "knowledge") if like.texts == self.texts else ()
+            same = ("corpora", "terms", "knowledge") if like.texts == self.texts else ()
             made = ((name, like.__dict__.get(name)) for name in ("encoder", "artifact", *same))
             self.__dict__.update({name: value for name, value in made if value is not None})
             self._read = {
@@ -272,16 +272,16 @@ def _embedding(parts: Parts) -> Router:
 
 
 def _heads(parts: Parts) -> list[AddedHead]:
-    """What the router was taught of added experts; one that another encoder was used for is left out."""
-    from expert_router.routing.added import AddedHead
+    """What the router was taught of added experts; one that was taught to another router or encoder is left out."""
+    from expert_router.routing.added import load_added
 
     heads = []
     for name, folder in parts.version.added.items():
-        head = AddedHead.load(folder / ROUTER_FOLDER)
-        if head.encoder_sha256 == parts.encoder.sha256:
+        head = load_added(folder / ROUTER_FOLDER, parts.encoder.sha256)
+        if head is not None:
             heads.append(head)
         else:
-            logger.warning("%s was taught to another encoder, so nothing is routed to it: add it again", name)
+            logger.warning("%s was taught to another router, so nothing is routed to it: add it again", name)
     return heads
 
 

@@ -9,7 +9,7 @@ examples are left out: they may well be of the new field.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,13 @@ class Background:
         both = Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
         both.__dict__["principal"] = self.principal
         return both
+
+    def hiding(self, experts: frozenset[str]) -> Background:
+        """Questions for experts that were taken away are for nobody."""
+        questions = [replace(question, experts=question.experts - experts) for question in self.questions]
+        hidden = Background(questions, self.vectors_BD)
+        hidden.__dict__["principal"] = self.principal
+        return hidden
 
     def without(self, expert: str) -> Background:
         """The questions that do not need the expert."""
