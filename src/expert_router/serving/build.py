@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
 from expert_router.catalogue import ROUTER_FOLDER, Catalogue, Version, read_taught
-from expert_router.data.labelled import read_labelled
+from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
 from expert_router.engines.threads import inference_threads
 from expert_router.errors import ConfigError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from expert_router.routing.added import AddedHead
     from expert_router.routing.embedding import RouterArtifact
     from expert_router.routing.encoder import SentenceEncoder
-    from expert_router.routing.nearest import Examples
+    from expert_router.routing.nearest import Examples, WithTaught
     from expert_router.settings import Settings
     from expert_router.types import Adapter, Expert, Passage
     from expert_router.weights import LockedModel
@@ -175,7 +175,7 @@ def build_deployment(
     library: Library | None,
     *,
     experts: Mapping[str, Expert] | None = None,
-    examples: Examples | None,
+    examples: Examples | WithTaught | None,
 ) -> Deployment:
     """Raises ``ConfigError`` when the router knows experts that are not there."""
     known = parts.experts if experts is None else experts
@@ -184,7 +184,17 @@ def build_deployment(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
     policy = build_policy(router, known, parts.settings)
-    return Deployment(known, router, policy, library, examples, parts.version.number)
+    taught = examples and examples.with_taught(_taught(parts))
+    return Deployment(known, router, policy, library, taught, parts.version.number)
+
+
+def _taught(parts: Parts) -> list[LabelledQuestion]:
+    """What added experts were taught with."""
+    return [
+        LabelledQuestion(question, frozenset([name]), name)
+        for name, folder in parts.version.added.items()
+        for question in read_taught(folder)
+    ]
 
 
 def decision_store(settings: Settings) -> DecisionStore | None:
@@ -290,9 +300,7 @@ def _lexical(parts: Parts) -> Router:
     from expert_router.routing.lexical import LexicalRouter
 
     examples = read_labelled(parts.settings.resolve(parts.settings.paths.data) / ROUTER_EXAMPLES)
-    pairs = [(example.query, example.experts) for example in examples]
-    for name, folder in parts.version.added.items():
-        pairs += [(question, frozenset([name])) for question in read_taught(folder)]
+    pairs = [(example.query, example.experts) for example in [*examples, *_taught(parts)]]
     return LexicalRouter(tuple(parts.experts), pairs)
 
 
