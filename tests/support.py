@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from expert_router.live.experts import LiveExperts
     from expert_router.ports import DecisionLog, Engine, Knowledge, Router
     from expert_router.routing.nearest import Examples
 
@@ -276,18 +277,23 @@ def serve(
     home_page: str = "/docs",
     warm_up: bool = False,
     send_buffer_bytes: int | None = None,
+    dispatcher: Dispatcher | None = None,
+    live: LiveExperts | None = None,
+    admin_key: str | None = None,
     **dispatching: Any,
 ) -> Iterator[Server]:
     """Run the API on a free port, in a thread of this process; ``dispatching`` is ``build``'s.
 
+    Another ``dispatcher`` may stand for those two experts; with its ``live`` and an ``admin_key`` experts come and go.
+
     Leaving the block does not wait until it has stopped, which takes uvicorn 0.2 s; ``conftest`` does, at the end.
     """
-    dispatcher = build(engine, router, **dispatching)
+    dispatcher = dispatcher or build(engine, router, **dispatching)
     settings = Settings(
-        server=ServerSettings(keep_alive_s=keep_alive_s, max_body_bytes=max_body_bytes),
+        server=ServerSettings(keep_alive_s=keep_alive_s, max_body_bytes=max_body_bytes, admin_key=admin_key),
         serving=ServingSettings(max_tokens=max_tokens),
     )
-    app = create_app(dispatcher, settings, home_page=home_page, warm_up=warm_up)
+    app = create_app(dispatcher, settings, home_page=home_page, warm_up=warm_up, live=live)
     listening = _listen(send_buffer_bytes)  # the server closes it
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     runner = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))

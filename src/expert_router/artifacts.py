@@ -190,7 +190,7 @@ def load_expert(path: Path, home: Path) -> Expert:
         with path.open("rb") as file:
             manifest = tomllib.load(file)
         return _expert_from(manifest, path, home)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
 
 

@@ -16,18 +16,19 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from expert_router.artifacts import load_expert, write_atomically
-from expert_router.errors import ConfigError, InvalidRequestError
+from expert_router.errors import ConfigError, InvalidRequestError, NotReadyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from expert_router.types import Expert
 
@@ -62,6 +63,7 @@ class Catalogue:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._versions = folder / "versions"
+        self._lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
 
     def current_number(self) -> int:
         """The version that counts; 0, as shipped, where nothing was ever changed. Raises ``ConfigError``."""
@@ -70,9 +72,7 @@ class Catalogue:
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.folder / CURRENT} does not name a version ({error}). Write into it one of: {self._known()}."
-            ) from error
+            raise ConfigError(f"{self.folder / CURRENT} does not name a version ({error}). {self._advice()}") from error
 
     def current(self) -> Version:
         return self.read(self.current_number())
@@ -86,10 +86,8 @@ class Catalogue:
             about = json.loads((folder / ABOUT).read_text("utf-8"))
             added = {name: folder / "experts" / name for name in about["added"]}
             return Version(number, about["parent"], about["change"], about["made"], added, frozenset(about["hidden"]))
-        except FileNotFoundError:
-            raise ConfigError(f"There is no version {number}. Known: {self._known()}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder} is not a version of the catalogue: {error!r}") from error
+            raise ConfigError(f"{folder} is not a version of the catalogue ({error!r}). {self._advice()}") from error
 
     def versions(self) -> list[Version]:
         """All of them, oldest first, the one as shipped included."""
@@ -101,13 +99,14 @@ class Catalogue:
         *,
         put: Mapping[str, Callable[[Path], None]] | None = None,
         drop: Iterable[str] = (),
-        hidden: Iterable[str] | None = None,
+        hide: Iterable[str] = (),
     ) -> Version:
         """Make the next version and let it count; ``put`` writes each new expert's folder, in place of an older one.
 
-        A folder that ``put`` is given holds the expert as it was. Raises whatever writing raises; nothing counts then.
+        A folder that ``put`` is given holds the expert as it was; its files are older versions' too, so they are
+        replaced, never written into. Raises what ``changing`` and ``put`` raise.
         """
-        with self._changing():
+        with self.changing():
             before = self.current()
             written = put or {}
             kept = {name: folder for name, folder in before.added.items() if name not in set(drop)}
@@ -123,27 +122,76 @@ class Catalogue:
                 "change": what,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "added": list(kept | dict.fromkeys(written)),
-                "hidden": sorted(before.hidden if hidden is None else hidden),
+                "hidden": sorted(before.hidden | set(hide)),
             }
             write_atomically(new / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
             new.chmod(0o755)
             new.rename(self._versions / str(number))
-            self._point_to(number)
+            try:
+                self._point_to(number)
+            except OSError:
+                shutil.rmtree(self._versions / str(number), ignore_errors=True)
+                raise
             return self.read(number)
 
     def rollback(self, to: int | None = None) -> Version:
-        """Let an earlier version count, by default the one before. It and those after it stay as they are."""
-        with self._changing():
-            current = self.current()
-            number = current.parent if to is None else to
+        """Let an earlier version count, by default the one before. It and those after it stay as they are.
+
+        Raises ``InvalidRequestError`` when there is no such version, and what ``changing`` raises.
+        """
+        with self.changing():
+            number = self.current().parent if to is None else to
             if number is None:
                 raise InvalidRequestError("There is no version before the first: nothing was changed yet.")
+            if number not in {0, *self._numbers()}:
+                raise InvalidRequestError(f"There is no version {number}. Known: {self._known()}.", param="version")
             version = self.read(number)
             self._point_to(number)
             return version
 
-    def _changing(self) -> _Changing:
-        return _Changing(self.folder, self._versions)
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Nobody else changes anything meanwhile. Whatever is raised inside, the version that counted before counts.
+
+        ``change`` and ``rollback`` may be called inside. What a killed process left unfinished is swept away. Raises
+        ``NotReadyError`` when another process does not come to an end, ``ConfigError`` when nothing can be written.
+        """
+        try:
+            self._versions.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise NotReadyError(
+                f"Another process has been changing the experts for {LOCK_TIMEOUT_S:.0f} s: try again once it is done."
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._sweep()
+            before = self.current_number()
+            try:
+                yield
+            except BaseException:
+                if self.current_number() != before:
+                    self._point_to(before)
+                raise
+            finally:
+                self._sweep()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._lock.release()
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"{self.folder} cannot be written ({error}), so the experts are as they were. Make room or allow writing, "
+            "or set paths.catalogue to another folder."
+        )
+
+    def _sweep(self) -> None:
+        for path in self._versions.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f".{CURRENT}.*"):  # of ``write_atomically``
+            path.unlink(missing_ok=True)
 
     def _point_to(self, number: int) -> None:
         write_atomically(self.folder / CURRENT, f"{number}\n".encode())
@@ -156,36 +204,25 @@ class Catalogue:
     def _known(self) -> str:
         return ", ".join(map(str, (0, *self._numbers())))
 
-
-class _Changing:
-    """Holds the lock; what a killed process left unfinished is swept away at the next change."""
-
-    def __init__(self, folder: Path, versions: Path) -> None:
-        versions.mkdir(parents=True, exist_ok=True)
-        self._versions = versions
-        self._lock = FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._sweep()
-
-    def __exit__(self, *_: object) -> None:
-        self._sweep()
-        self._lock.release()
-
-    def _sweep(self) -> None:
-        for path in self._versions.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def _advice(self) -> str:
+        return f"Write into {self.folder / CURRENT} one of: {self._known()}."
 
 
 def read_taught(folder: Path) -> list[str]:
-    """The questions that an added expert was taught with. Raises ``ConfigError``."""
+    """The questions that an added expert was taught with, or else what it is about. Raises ``ConfigError``."""
     path = folder / EXAMPLES_FILE
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [row["question"] for row in csv.DictReader(file)]
+            examples = [row["question"] for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise ConfigError(f"{path} does not hold an added expert's examples: {error!r}") from error
+    expert = load_expert(folder / "expert.toml", folder)
+    return taught(examples, expert.title, expert.description)
+
+
+def taught(examples: Sequence[str], title: str, description: str) -> list[str]:
+    """The questions that the router learns from; without any, what the expert is about."""
+    return list(examples) or [f"{title}: {description}"]
 
 
 def _link(source: str, target: str) -> str:

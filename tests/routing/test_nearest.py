@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expert_router.artifacts import load_experts
+from expert_router.data.labelled import LabelledQuestion
 from expert_router.errors import DataError, NotReadyError
 from expert_router.routing.nearest import Examples
 from expert_router.serving.build import ROUTER_EXAMPLES, Parts, build_examples
@@ -183,3 +184,18 @@ def test_only_a_router_with_an_encoder_of_its_own_has_examples_and_no_other_load
     assert build_examples(parts, FixedRouter(scores, name="lexical")) is None
     assert "encoder" not in vars(parts)
     assert build_examples(parts, FixedRouter(scores, name="embedding")) is not None
+
+
+def test_what_an_added_expert_was_taught_stands_among_the_examples(tmp_path: Path) -> None:
+    shipped = made(tmp_path)
+    question = LabelledQuestion("Why does moss grow in a lawn?", frozenset({"gardening"}), "gardening")
+    both = shipped.with_taught([question])
+    assert both.nearest(question.query) is None, "the shipped ones are not read yet"
+    both.read()
+    found = both.nearest(question.query, limit=3) or ()
+    assert (found[0].query, found[0].experts) == (question.query, ("gardening",))
+    assert [each.cosine for each in found] == sorted((each.cosine for each in found), reverse=True)
+    assert len(found) == 3
+    assert found[1:] == (shipped.nearest(question.query, limit=2) or ())
+    assert both.nearest(SLEEP_QUESTION, limit=1) == shipped.nearest(SLEEP_QUESTION, limit=1)
+    assert both.with_taught([]) is shipped

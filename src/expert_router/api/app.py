@@ -105,15 +105,16 @@ async def _watch(live: LiveExperts) -> None:
 
 async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
     """Load the base model, then what each expert answers with; an expert that is refused does not stop the others."""
+    experts = dispatcher.experts  # of one version, whatever comes and goes meanwhile
     try:
-        await dispatcher.engine.warm_up(dispatcher.experts[GENERAL])
+        await dispatcher.engine.warm_up(experts[GENERAL])
     except Exception:
         logger.exception("the engine could not be made ready")
         raise
     refused = {}
-    for name in sorted(dispatcher.experts.keys() - {GENERAL}):
+    for name in sorted(experts.keys() - {GENERAL}):
         try:
-            await dispatcher.engine.warm_up(dispatcher.experts[name])
+            await dispatcher.engine.warm_up(experts[name])
         except NotReadyError as error:
             logger.warning("expert refused", extra={"expert": name, "reason": error.message})
             refused[name] = error.message

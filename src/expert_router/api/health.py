@@ -25,12 +25,13 @@ async def live() -> dict[str, str]:
 async def ready(system: SystemDep) -> JSONResponse:
     status, reason, refused = _state(system)
     dispatcher = system.dispatcher
+    deployed = dispatcher.deployed
     body: dict[str, Any] = {
         "status": status,
         "reason": reason,
-        "experts": list(dispatcher.deployed.titles),
+        "experts": list(deployed.titles),
         "refused": refused,
-        "router": {"name": dispatcher.deployed.router.name, "experts": list(dispatcher.deployed.router.experts)},
+        "router": {"name": deployed.router.name, "experts": list(deployed.router.experts)},
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
         "decision_log": None if dispatcher.log is None else dispatcher.log.status(),
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},

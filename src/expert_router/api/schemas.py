@@ -176,12 +176,16 @@ class ExplainRequest(RequestBody):
 
 
 class ExampleBody(RequestBody):
+    model_config = ConfigDict(extra="forbid")
+
     question: str = Field(min_length=1)
     answer: str = ""
     key: str = ""
 
 
 class PassageBody(RequestBody):
+    model_config = ConfigDict(extra="forbid")
+
     title: str = Field(min_length=1)
     text: str = Field(min_length=1)
 

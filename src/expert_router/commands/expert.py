@@ -155,10 +155,13 @@ def _remote(args: Namespace) -> Any:
         with httpx2.Client(base_url=args.url, timeout=TIMEOUT_S, trust_env=False) as http:
             response = http.request(method, f"/v1/experts{path}", json=body, headers=headers)
         answer = response.json()
+        refused = answer["error"]["message"] if response.is_error else None
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise ConfigError(f"{args.url} cannot be asked: {error}") from error
-    if response.is_error:
-        raise ConfigError(f"{args.url}: {answer['error']['message']}")
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{args.url} answers {response.status_code}, and not as expert-router does.") from error
+    if refused:
+        raise ConfigError(f"{args.url}: {refused}")
     return answer
 
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expert_router.artifacts import write_atomically
-from expert_router.catalogue import EXAMPLES_FILE, KNOWLEDGE_FOLDER
+from expert_router.artifacts import load_expert, write_atomically
+from expert_router.catalogue import EXAMPLES_FILE, KNOWLEDGE_FOLDER, taught
 from expert_router.errors import DataError, InvalidRequestError
-from expert_router.knowledge.corpus import SUFFIXES
+from expert_router.knowledge.corpus import SUFFIXES, read_corpus
 from expert_router.types import AUTO, GENERAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+LONGEST_NAME = 64
+RESERVED = {AUTO, GENERAL, "none"}
+"""``none`` is what scores call no expert."""
 MOST_EXAMPLES = 10_000
 MOST_CHARACTERS = 4_000
-"""Of one example."""
-MOST_KNOWLEDGE_BYTES = 64 * 1024**2
+"""Of one example, and of each of its fields."""
+MOST_EXAMPLES_BYTES = MOST_KNOWLEDGE_BYTES = 64 * 1024**2
 SHOWN_EXAMPLES = 3
 COLUMNS = ("question", "answer", "key")
 
@@ -54,6 +59,17 @@ class Proposal:
         return self.title or self.name.replace("_", " ").capitalize()
 
     def write(self, folder: Path) -> None:
+        """Nothing stays of an expert that was there. Raises ``InvalidRequestError`` for what could not be served."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._write(folder)
+        expert = load_expert(folder / "expert.toml", folder)
+        try:
+            _ = read_corpus(expert.knowledge) if expert.knowledge else []
+        except DataError as error:
+            why = error.message.replace(f"{folder}/", "")
+            raise InvalidRequestError(f"The knowledge cannot be read: {why}", param="knowledge") from error
+
+    def _write(self, folder: Path) -> None:
         manifest: dict[str, Any] = {
             "name": self.name,
             "title": self.spoken,
@@ -61,7 +77,7 @@ class Proposal:
             "instructions": self.instructions or _instructions(self.spoken),
             "examples": [example.question for example in self.examples[:SHOWN_EXAMPLES]],
         }
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.items()]
+        lines = [f"{key} = {_toml(value)}" for key, value in manifest.items()]
         if self.knowledge:
             lines += ["", "[data]", f'knowledge = "{KNOWLEDGE_FOLDER}"']
         write_atomically(folder / "expert.toml", ("\n".join(lines) + "\n").encode())
@@ -71,32 +87,63 @@ class Proposal:
 
 
 def check(proposal: Proposal, known: Iterable[str]) -> Proposal:
-    """The proposal without doubled and empty examples. Raises ``InvalidRequestError`` that says what to change."""
-    name = proposal.name
-    if name in {AUTO, GENERAL} or not name.isascii() or not name.isidentifier() or name != name.lower():
+    """The proposal without doubled and empty examples, nor space around its texts.
+
+    Of a question that is there twice the last one counts. Raises ``InvalidRequestError`` that says what to change.
+    """
+    _check_name(proposal.name, known)
+    title, description, instructions = (
+        _text(getattr(proposal, field), field) for field in ("title", "description", "instructions")
+    )
+    examples = _checked(proposal.examples)
+    if not examples and not description:
         raise InvalidRequestError(
-            f"The name {name!r} must be lower-case letters, digits and _, begin with a letter, and be neither "
-            f"{AUTO!r} nor {GENERAL!r}.",
+            "Give examples, questions that the expert should answer, or at least a description.", param="examples"
+        )
+    if len(description) > MOST_CHARACTERS:
+        raise InvalidRequestError(
+            f"The description has {len(description)} characters, and at most {MOST_CHARACTERS} are read.",
+            param="description",
+        )
+    if sum(map(len, proposal.knowledge.values())) > MOST_KNOWLEDGE_BYTES:
+        raise InvalidRequestError(f"The knowledge is larger than {MOST_KNOWLEDGE_BYTES} bytes.", param="knowledge")
+    return Proposal(proposal.name, title, description, instructions, examples, proposal.knowledge)
+
+
+def _check_name(name: str, known: Iterable[str]) -> None:
+    if name in RESERVED or len(name) > LONGEST_NAME or not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise InvalidRequestError(
+            f"The name {name[:LONGEST_NAME]!r} must be lower-case letters, digits and _, at most {LONGEST_NAME} of "
+            f"them, begin with a letter, and be none of {', '.join(sorted(RESERVED))}.",
             param="name",
         )
     if name in set(known):
         raise InvalidRequestError(f"There is an expert {name!r} already. Remove it first, or replace it.", param="name")
-    kept = {example.question.strip(): example for example in proposal.examples if example.question.strip()}
-    if not kept and not proposal.description.strip():
-        raise InvalidRequestError(
-            "Give examples, questions that the expert should answer, or at least a description.", param="examples"
-        )
+
+
+def _checked(examples: Iterable[TaughtExample]) -> tuple[TaughtExample, ...]:
+    kept = {}
+    for example in examples:
+        texts = [_text(text, "examples") for text in (example.question, example.answer, example.key)]
+        longest = max(texts, key=len)
+        if len(longest) > MOST_CHARACTERS:
+            raise InvalidRequestError(
+                f"An example has {len(longest)} characters, and at most {MOST_CHARACTERS} are read: {longest[:60]}…",
+                param="examples",
+            )
+        if texts[0]:
+            kept[texts[0]] = TaughtExample(*texts)
     if len(kept) > MOST_EXAMPLES:
         raise InvalidRequestError(f"More than {MOST_EXAMPLES} examples: {len(kept)}.", param="examples")
-    if too_long := next((question for question in kept if len(question) > MOST_CHARACTERS), None):
-        raise InvalidRequestError(
-            f"An example has {len(too_long)} characters, and at most {MOST_CHARACTERS} are read: {too_long[:60]}…",
-            param="examples",
-        )
-    if sum(map(len, proposal.knowledge.values())) > MOST_KNOWLEDGE_BYTES:
-        raise InvalidRequestError(f"The knowledge is larger than {MOST_KNOWLEDGE_BYTES} bytes.", param="knowledge")
-    examples = tuple(TaughtExample(question, each.answer, each.key) for question, each in kept.items())
-    return Proposal(name, proposal.title, proposal.description, proposal.instructions, examples, proposal.knowledge)
+    return tuple(kept.values())
+
+
+def _text(text: str, param: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"Not UTF-8 text: {text[:60]!r}.", param=param) from None
+    return text.strip()
 
 
 def read_examples(path: Path) -> tuple[TaughtExample, ...]:
@@ -104,40 +151,59 @@ def read_examples(path: Path) -> tuple[TaughtExample, ...]:
 
     Raises ``DataError`` that names file and line.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    heading = next(csv.reader(text.splitlines()), [])
-    if path.suffix.lower() != ".csv" and "question" not in heading:
-        return tuple(TaughtExample(line.strip()) for line in text.splitlines() if line.strip())
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if "question" not in (rows.fieldnames or ()):
-        found = ", ".join(rows.fieldnames or ()) or "nothing"
-        raise DataError(f"{path}, line 1: the columns must have a name, and one must be question; found: {found}.")
-    try:
-        examples = tuple(TaughtExample(*((row.get(column) or "").strip() for column in COLUMNS)) for row in rows)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+    text = _text_of(path)
+    lines = [line.strip() for line in re.split(r"\r\n?|\n", text)]  # splitlines would also cut at U+2028
+    if path.suffix.lower() == ".csv" or "question" in lines[0].replace('"', "").split(","):
+        examples = tuple(_from_csv(path, text))
+    else:
+        examples = tuple(TaughtExample(line) for line in lines if line)
     if not examples:
-        raise DataError(f"{path} has a heading and no questions.")
+        raise DataError(f"{path} has no questions.")
     return examples
 
 
+def _from_csv(path: Path, text: str) -> Iterator[TaughtExample]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        heading = rows.fieldnames or ()
+        if "question" not in heading:
+            raise DataError(
+                f"{path}, line 1: the columns must have a name, separated by commas, and one must be question; found: "
+                f"{', '.join(heading) or 'nothing'}."
+            )
+        for row in rows:
+            if None in row:
+                raise DataError(
+                    f"{path}, line {rows.line_num}: more fields than columns. Put what has commas in double quotes."
+                )
+            texts = [(row.get(column) or "").strip() for column in COLUMNS]
+            if texts[0]:
+                yield TaughtExample(*texts)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > MOST_EXAMPLES_BYTES:
+            raise DataError(f"{path} is larger than {MOST_EXAMPLES_BYTES} bytes.")
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error
+
+
 def read_knowledge(folder: Path) -> dict[str, bytes]:
-    """The texts below a folder, by their path below it. Raises ``DataError`` when there is none."""
+    """The texts below a folder, by their path below it. Raises ``DataError`` when there is none that can be read."""
+    read_corpus(folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise DataError(f"{folder} holds no text: put files there that end in {', '.join(SUFFIXES)}.")
     try:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
-
-
-def taught(examples: Sequence[str], title: str, description: str) -> list[str]:
-    """The questions that the router learns from; without any, what the expert is about."""
-    return list(examples) or [f"{title}: {description}"]
 
 
 def _instructions(title: str) -> str:
@@ -145,6 +211,11 @@ def _instructions(title: str) -> str:
         f"You are an expert in {title.lower()}. Answer the question directly and correctly in one to three short "
         "sentences. If you do not know, say so."
     )
+
+
+def _toml(value: str | list[str]) -> str:
+    """A TOML string is a JSON string but for DEL, which it cannot hold as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _csv(examples: Sequence[TaughtExample]) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
-from expert_router.artifacts import read_artifact, write_artifact
+from expert_router.artifacts import MANIFEST, read_artifact, write_artifact
 from expert_router.errors import ConfigError
 from expert_router.routing.evidence import words_of
 
@@ -77,5 +78,16 @@ class AddedHead:
                     arrays["calibration_F"],
                     manifest["encoder_sha256"],
                 )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
             raise ConfigError(f"{folder} is not what an added expert was taught: {error}") from error
+
+
+def load_added(folder: Path, encoder_sha256: str) -> AddedHead | None:
+    """The head in a folder; ``None`` when there is none yet, or it was fitted on another encoder.
+
+    Raises ``ConfigError`` when it is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    head = AddedHead.load(folder)
+    return head if head.encoder_sha256 == encoder_sha256 else None

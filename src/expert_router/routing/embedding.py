@@ -180,7 +180,7 @@ class EmbeddingRouter:
 
     def _goes_on(self, turn: str, alone: Sequence[float]) -> bool:
         """Whether a turn is about what was said before; ``alone`` is how it scores by itself."""
-        claim, none = max(alone[:-1]), alone[-1]
+        claim, none = max(alone[:-1], default=0.0), alone[-1]
         if self.thresholds.claimed(claim, none):
             return False
         if self._artifact.follow_up is None:

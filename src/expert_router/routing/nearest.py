@@ -29,7 +29,10 @@ LABEL = "read the examples"
 
 
 class Examples:
-    """``path`` is the file that the router was fitted on; ``folder`` keeps its questions' vectors. Thread-safe."""
+    """``path`` is the file that the router was fitted on; ``folder`` keeps its questions' vectors. Thread-safe.
+
+    ``with_taught`` gives them together with what added experts were taught; reading and closing either is for both.
+    """
 
     def __init__(self, path: Path, encoder: TextEncoder, folder: Path) -> None:
         self._path = path
@@ -62,13 +65,15 @@ class Examples:
             return None
         if not len(self._vectors_ND) or limit < 1:
             return ()
-        text = f"{context(history)} {plain(query)}".strip()
-        cosines_N = self._vectors_ND @ self._encoder.encode(text)
+        cosines_N = self._vectors_ND @ self._encoder.encode(_read_as(query, history))
         best = np.argsort(-cosines_N, kind="stable")[:limit]
         return tuple(
             NearestExample(self._questions[n].query, tuple(sorted(self._questions[n].experts)), float(cosines_N[n]))
             for n in best
         )
+
+    def with_taught(self, questions: Sequence[LabelledQuestion]) -> Examples | WithTaught:
+        return WithTaught(self, questions, self._encoder) if questions else self
 
     def _embedded(self, *, progress: bool) -> NDArray[np.float32]:
         self._questions = read_labelled(self._path)
@@ -80,3 +85,37 @@ class Examples:
     def close(self) -> None:
         """Whoever reads stops; what has been read by then is kept."""
         self._closed.set()
+
+
+class WithTaught:
+    """``examples``, and a few more that are embedded at once: those that added experts were taught."""
+
+    def __init__(self, examples: Examples, questions: Sequence[LabelledQuestion], encoder: TextEncoder) -> None:
+        self._examples = examples
+        self._questions = questions
+        self._encoder = encoder
+        self._vectors_ND = np.stack(list(encoder.encode_all([question.query for question in questions])))
+
+    def read(self, *, progress: bool = False) -> None:
+        self._examples.read(progress=progress)
+
+    def nearest(self, query: str, history: Sequence[str] = (), limit: int = 5) -> tuple[NearestExample, ...] | None:
+        shipped = self._examples.nearest(query, history, limit)
+        if shipped is None or limit < 1:
+            return shipped
+        cosines_N = self._vectors_ND @ self._encoder.encode(_read_as(query, history))
+        taught = (
+            NearestExample(question.query, tuple(sorted(question.experts)), float(cosine))
+            for question, cosine in zip(self._questions, cosines_N, strict=True)
+        )
+        return tuple(sorted([*shipped, *taught], key=lambda example: -example.cosine)[:limit])
+
+    def with_taught(self, questions: Sequence[LabelledQuestion]) -> Examples | WithTaught:
+        return self._examples.with_taught(questions) if questions else self._examples
+
+    def close(self) -> None:
+        self._examples.close()
+
+
+def _read_as(query: str, history: Sequence[str]) -> str:
+    return f"{context(history)} {plain(query)}".strip()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
 from expert_router.catalogue import ROUTER_FOLDER, Catalogue, Version, read_taught
-from expert_router.data.labelled import read_labelled
+from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
 from expert_router.engines.threads import inference_threads
 from expert_router.errors import ConfigError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from expert_router.routing.added import AddedHead
     from expert_router.routing.embedding import RouterArtifact
     from expert_router.routing.encoder import SentenceEncoder
-    from expert_router.routing.nearest import Examples
+    from expert_router.routing.nearest import Examples, WithTaught
     from expert_router.settings import Settings
     from expert_router.types import Adapter, Expert, Passage
     from expert_router.weights import LockedModel
@@ -66,7 +66,7 @@ class Parts:
         self.version = version or Version()
         self._read: Mapping[str, list[Passage]] = {}
         if like is not None:
-            same = ("terms", "knowledge") if like.texts == self.texts else ()
+            same = ("corpora", "terms", "knowledge") if like.texts == self.texts else ()
             made = ((name, like.__dict__.get(name)) for name in ("encoder", "artifact", *same))
             self.__dict__.update({name: value for name, value in made if value is not None})
             self._read = {
@@ -175,7 +175,7 @@ def build_deployment(
     library: Library | None,
     *,
     experts: Mapping[str, Expert] | None = None,
-    examples: Examples | None,
+    examples: Examples | WithTaught | None,
 ) -> Deployment:
     """Raises ``ConfigError`` when the router knows experts that are not there."""
     known = parts.experts if experts is None else experts
@@ -184,7 +184,17 @@ def build_deployment(
             f"The router knows {sorted(unknown)}, which have no manifest. Run: expert-router train router"
         )
     policy = build_policy(router, known, parts.settings)
-    return Deployment(known, router, policy, library, examples, parts.version.number)
+    taught = examples and examples.with_taught(_taught(parts))
+    return Deployment(known, router, policy, library, taught, parts.version.number)
+
+
+def _taught(parts: Parts) -> list[LabelledQuestion]:
+    """What added experts were taught with."""
+    return [
+        LabelledQuestion(question, frozenset([name]), name)
+        for name, folder in parts.version.added.items()
+        for question in read_taught(folder)
+    ]
 
 
 def decision_store(settings: Settings) -> DecisionStore | None:
@@ -272,16 +282,16 @@ def _embedding(parts: Parts) -> Router:
 
 
 def _heads(parts: Parts) -> list[AddedHead]:
-    """What the router was taught of added experts; one that another encoder was used for is left out."""
-    from expert_router.routing.added import AddedHead
+    """What the router was taught of added experts; one that was taught to another router or encoder is left out."""
+    from expert_router.routing.added import load_added
 
     heads = []
     for name, folder in parts.version.added.items():
-        head = AddedHead.load(folder / ROUTER_FOLDER)
-        if head.encoder_sha256 == parts.encoder.sha256:
+        head = load_added(folder / ROUTER_FOLDER, parts.encoder.sha256)
+        if head is not None:
             heads.append(head)
         else:
-            logger.warning("%s was taught to another encoder, so nothing is routed to it: add it again", name)
+            logger.warning("%s was taught to another router, so nothing is routed to it: add it again", name)
     return heads
 
 
@@ -290,9 +300,7 @@ def _lexical(parts: Parts) -> Router:
     from expert_router.routing.lexical import LexicalRouter
 
     examples = read_labelled(parts.settings.resolve(parts.settings.paths.data) / ROUTER_EXAMPLES)
-    pairs = [(example.query, example.experts) for example in examples]
-    for name, folder in parts.version.added.items():
-        pairs += [(question, frozenset([name])) for question in read_taught(folder)]
+    pairs = [(example.query, example.experts) for example in [*examples, *_taught(parts)]]
     return LexicalRouter(tuple(parts.experts), pairs)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from expert_router.ports import Knowledge, Router
-    from expert_router.routing.nearest import Examples
+    from expert_router.routing.nearest import Examples, WithTaught
     from expert_router.routing.policy import Policy
     from expert_router.types import ChatRequest, Decision, Expert, Explanation, Found
 
@@ -43,7 +43,7 @@ class Deployment:
     router: Router
     policy: Policy
     library: Library | None = None
-    examples: Examples | None = None
+    examples: Examples | WithTaught | None = None
     version: int = 0
 
     @cached_property

@@ -9,7 +9,8 @@ examples are left out: they may well be of the new field.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ SHARE = 0.15
 """How many of a calibrated router's questions would be the expert's: examples weigh so much against the background."""
 L2 = 1.0
 FOLDS = 4
+DIRECTIONS, OWN_DIRECTIONS = 96, 32
 FEWEST_HELD_OUT = 4
 """With fewer examples none can be spared to calibrate on."""
 CLAIMED_OF_BACKGROUND = 0.01
@@ -44,15 +46,32 @@ LOOKS_ALIKE = 0.5
 """A question for nobody is left out when it is nearer to the examples' centre than half of them are to the others'."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Background:
     """Questions of other fields and of none, and their embeddings."""
 
     questions: Sequence[LabelledQuestion]
     vectors_BD: Floats
 
+    @cached_property
+    def principal(self) -> Floats:
+        """Shape (K, D): its ``DIRECTIONS`` first principal directions."""
+        centred_BD = self.vectors_BD - self.vectors_BD.mean(axis=0)
+        _, vectors_DD = np.linalg.eigh(centred_BD.T @ centred_BD)
+        return np.asarray(vectors_DD.T[::-1][:DIRECTIONS], dtype=np.float32)
+
     def and_(self, other: Background) -> Background:
-        return Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
+        """Both, in the directions of this one."""
+        both = Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
+        both.__dict__["principal"] = self.principal
+        return both
+
+    def hiding(self, experts: frozenset[str]) -> Background:
+        """Questions for experts that were taken away are for nobody."""
+        questions = [replace(question, experts=question.experts - experts) for question in self.questions]
+        hidden = Background(questions, self.vectors_BD)
+        hidden.__dict__["principal"] = self.principal
+        return hidden
 
     def without(self, expert: str) -> Background:
         """The questions that do not need the expert."""
@@ -67,19 +86,20 @@ def fit_addition(
     vectors_ND = np.stack(list(encoder.encode_all(list(examples))))
     others = _not_alike(background.without(name), vectors_ND)
     texts = [*examples, *(question.query for question in others.questions)]
-    features_MD = np.concatenate([vectors_ND, others.vectors_BD]).astype(np.float64)
+    basis_DR = _basis(vectors_ND, background)
+    features_MR = (np.concatenate([vectors_ND, others.vectors_BD]) @ basis_DR).astype(np.float64)
     own_M = np.arange(len(texts)) < len(examples)
-    weights = _fit_head(features_MD, own_M, None)
+    weights = _fit_head(features_MR, own_M, None)
     inside, outside = (
         _counts([t for t, own in zip(texts, own_M, strict=True) if own == side]) for side in (True, False)
     )
     prior_F = shared.weights_LF[:-1].mean(axis=0).astype(np.float64)
     if len(examples) < FEWEST_HELD_OUT:
-        logits_B = features_MD[~own_M] @ weights[:-1] + weights[-1]
+        logits_B = features_MR[~own_M] @ weights[:-1] + weights[-1]
         shift = -prior_F[0] * float(np.quantile(logits_B, 1 - CLAIMED_OF_BACKGROUND))
         calibration_F = np.array([*prior_F[:-1], shift])
     else:
-        held_out_M2 = _held_out(texts, features_MD, own_M, weights, outside)
+        held_out_M2 = _held_out(texts, features_MR, own_M, weights, outside)
         fitted = fit_weighted(
             held_out_M2,
             own_M,
@@ -90,12 +110,22 @@ def fit_addition(
         calibration_F = np.array([fitted[0], fitted[1], prior_F[2], fitted[2]])
     return AddedHead(
         name,
-        weights[:-1].astype(np.float32),
+        (basis_DR @ weights[:-1]).astype(np.float32),
         float(weights[-1]),
         _word_weights(inside, outside),
         calibration_F.astype(np.float32),
         encoder.sha256,
     )
+
+
+def _basis(vectors_ND: Floats, background: Background) -> Floats:
+    """Shape (D, R): the directions in which the background differs most, and those of the examples.
+
+    In all D directions each step of the fit costs ten times as much, and gains nothing (docs/log.md).
+    """
+    _, _, own_KD = np.linalg.svd(vectors_ND, full_matrices=False)
+    joined_D = np.concatenate([background.principal, own_KD[:OWN_DIRECTIONS]]).T
+    return np.asarray(np.linalg.qr(joined_D)[0], dtype=np.float32)
 
 
 def _not_alike(background: Background, vectors_ND: Floats) -> Background:
@@ -117,15 +147,15 @@ def _balanced(own_M: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _fit_head(
-    features_MD: NDArray[np.float64], own_M: NDArray[np.bool_], start: NDArray[np.float64] | None
+    features_MR: NDArray[np.float64], own_M: NDArray[np.bool_], start: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    penalty = np.append(np.full(features_MD.shape[1], L2), 1e-6)
-    return fit_weighted(features_MD, own_M, _balanced(own_M), penalty, start=start)
+    penalty = np.append(np.full(features_MR.shape[1], L2), 1e-6)
+    return fit_weighted(features_MR, own_M, _balanced(own_M), penalty, start=start)
 
 
 def _held_out(
     texts: Sequence[str],
-    features_MD: NDArray[np.float64],
+    features_MR: NDArray[np.float64],
     own_M: NDArray[np.bool_],
     weights: NDArray[np.float64],
     outside: Mapping[str, int],
@@ -136,8 +166,8 @@ def _held_out(
     fold_M = np.arange(len(texts)) % folds
     for fold in range(folds):
         out_M = fold_M == fold
-        fitted = _fit_head(features_MD[~out_M], own_M[~out_M], weights)
-        held_out_M2[out_M, 0] = features_MD[out_M] @ fitted[:-1] + fitted[-1]
+        fitted = _fit_head(features_MR[~out_M], own_M[~out_M], weights)
+        held_out_M2[out_M, 0] = features_MR[out_M] @ fitted[:-1] + fitted[-1]
         words = _word_weights(_counts([texts[n] for n in np.flatnonzero(own_M & ~out_M).tolist()]), outside)
         for n in np.flatnonzero(out_M).tolist():
             held_out_M2[n, 1] = max((words.get(word, 0.0) for word in words_of(texts[n])), default=0.0)
