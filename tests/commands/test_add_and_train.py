@@ -22,7 +22,7 @@ from expert_router.serving.build import assemble, build_parts, build_router
 from expert_router.settings import load_settings
 from expert_router.training.examples import QuestionAnswer
 from support import ROOT
-from training_home import BASE, make_training_home, training_environment
+from training_home import BASE, make_training_home, training_environment, write_training_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -188,9 +188,10 @@ def test_another_expert_that_comes_meanwhile_is_kept(live: LiveExperts, install:
 
 
 @pytest.mark.train
+@pytest.mark.timeout(300)
 def test_an_expert_is_trained_proven_and_swapped_in(cli: CommandLine, catalogue: Catalogue) -> None:
-    quickly = ("--learning-rate", "1e-2", "--rank", "8", "--batch-size", "4", "--max-steps", "80", "--passes", "8")
-    done = cli.run(*add(cli, "--instructions", "Trees.", *quickly), within_s=110)
+    thoroughly = ("--learning-rate", "1e-2", "--rank", "16", "--micro-batch-size", "16", "--passes", "60")
+    done = cli.run(*add(cli, "--instructions", "Trees.", *thoroughly), within_s=280)
     assert done.status == 0, done.error
     said = [line for line in done.out.splitlines() if not line.startswith("{")]
     assert said[0].startswith("Version 1 counts now: add trees.")
@@ -228,8 +229,10 @@ def test_the_tutorials_command_trains_on_the_texts(cli: CommandLine, catalogue: 
         for line in (ROOT / "docs" / "add-a-domain.md").read_text("utf-8").splitlines()
         if line.startswith("expert-router ") and line.endswith("--train")
     )
+    write_training_data(cli.home)
     words = [str(ROOT / word) if word.startswith("data/") else word for word in shlex.split(line)[1:]]
-    done = cli.run(*words, "--max-steps", "1", "--passes", "1", "--max-tokens", "4096", within_s=110)
+    briefly = CommandLine(cli.home, {**cli.settings, "EXPERT_ROUTER_KNOWLEDGE__PASSAGES": "1"})
+    done = briefly.run(*words, "--max-steps", "1", "--passes", "1", "--batch-size", "4", within_s=110)
     assert done.status in {0, 1}, done.error
     (counted,) = (line for line in done.out.splitlines() if "answerable" in line)
     assert int(counted.split()[0]) > int(counted.split()[2]) > 40
