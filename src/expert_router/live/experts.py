@@ -187,7 +187,7 @@ class LiveExperts:
             if other != name
             for question in questions
         ]
-        background = self._background.hiding(gone)
+        background = self._background.without(gone)  # another may take over their field
         background = background.and_(self._embedded(added)) if added else background
         return fit_addition(name, taught_to[name], background, self._parts.encoder, self._parts.artifact.calibration)
 

@@ -9,7 +9,7 @@ examples are left out: they may well be of the new field.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from expert_router.routing.evidence import words_of
 from expert_router.routing.head import fit_weighted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,14 +54,9 @@ class Background:
     def and_(self, other: Background) -> Background:
         return Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
 
-    def hiding(self, experts: frozenset[str]) -> Background:
-        """Questions for experts that were taken away are for nobody."""
-        questions = [replace(question, experts=question.experts - experts) for question in self.questions]
-        return Background(questions, self.vectors_BD)
-
-    def without(self, expert: str) -> Background:
-        """The questions that do not need the expert."""
-        kept = [n for n, question in enumerate(self.questions) if expert not in question.experts]
+    def without(self, experts: Iterable[str]) -> Background:
+        """The questions that need none of the experts."""
+        kept = [n for n, question in enumerate(self.questions) if question.experts.isdisjoint(experts)]
         return Background([self.questions[n] for n in kept], self.vectors_BD[kept])
 
 
@@ -70,7 +65,7 @@ def fit_addition(
 ) -> AddedHead:
     """``shared`` is the calibration of the router's own experts, then of none-of-them. Deterministic."""
     vectors_ND = np.stack(list(encoder.encode_all(list(examples))))
-    others = _not_alike(background.without(name), vectors_ND)
+    others = _not_alike(background.without([name]), vectors_ND)
     texts = [*examples, *(question.query for question in others.questions)]
     features_MD = np.concatenate([vectors_ND, others.vectors_BD]).astype(np.float64)
     own_M = np.arange(len(texts)) < len(examples)
