@@ -160,17 +160,10 @@ def test_questions_for_nobody_that_look_like_the_examples_are_left_out(
 def test_the_experts_own_questions_are_no_background(parts: Parts, background: Background, tmp_path: Path) -> None:
     own = [LabelledQuestion(query, frozenset({"gardening"}), "gardening") for query in MEANT[:30]]
     with_them = background.and_(embedded(parts, own, tmp_path))
-    assert [q.query for q in with_them.without("gardening").questions] == [q.query for q in background.questions]
-    assert with_them.without("gardening").vectors_BD.shape == background.vectors_BD.shape
-    alone, together = fit(parts, background, 20), fit(parts, with_them, 20)
+    assert [q.query for q in with_them.without(["gardening"]).questions] == [q.query for q in background.questions]
+    assert np.array_equal(with_them.without(["gardening"]).vectors_BD, background.vectors_BD)
+    alone, together = fit(parts, background, 3), fit(parts, with_them, 3)
     assert np.array_equal(alone.weights_D, together.weights_D)
-
-
-def test_questions_for_an_expert_that_was_taken_away_are_for_nobody(background: Background) -> None:
-    hidden = background.hiding(frozenset({"sleep"}))
-    assert not any("sleep" in question.experts for question in hidden.questions)
-    assert any("cars" in question.experts for question in hidden.questions)
-    assert [q.query for q in hidden.questions] == [q.query for q in background.questions]
 
 
 # What stays of those that were taken away

@@ -174,7 +174,8 @@ def _from_csv(path: Path, text: str) -> Iterator[TaughtExample]:
         for row in rows:
             if None in row:
                 raise DataError(
-                    f"{path}, line {rows.reader.line_num}: more fields than columns. Put what has commas in double quotes."
+                    f"{path}, line {rows.reader.line_num}: more fields than columns. Put what has commas in double "
+                    "quotes."
                 )
             texts = [(row.get(column) or "").strip() for column in COLUMNS]
             if texts[0]:
