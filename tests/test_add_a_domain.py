@@ -141,7 +141,9 @@ def compare(quoted: str, out: str) -> None:
 
 
 def _lines(text: str) -> list[str]:
-    return [TIMES.sub("*", line.rstrip()) for line in text.splitlines() if line.strip()]
+    """What is seen in the end: a progress bar is written over."""
+    seen = (line.rpartition("\r")[2].rstrip() for line in text.split("\n"))
+    return [TIMES.sub("*", line) for line in seen if line]
 
 
 @pytest.mark.parametrize("section", FOLLOWED)
@@ -168,3 +170,9 @@ def test_many_questions_are_learnt_with_all_others(tmp_path: Path) -> None:
         compare(quoted, out)
         experts = reader.run("bash", "expert-router expert list")
         assert re.findall(r"^(\w+) +shipped", experts, re.MULTILINE) == ["cars", "gardening", "sleep"]
+
+
+def test_the_table_of_additions_is_the_benchmarks() -> None:
+    (copied,) = re.findall(r"<!-- additions -->\n(.*?)<!-- /additions -->", TUTORIAL, re.DOTALL)
+    assert copied.startswith("| examples | reach it |")
+    assert copied in (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
