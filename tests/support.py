@@ -227,8 +227,7 @@ def live_system(home: Path, catalogue: Path) -> tuple[Dispatcher, LiveExperts]:
         engine=EngineSettings(name="echo"),
         router=RouterSettings(name="lexical"),
         knowledge=KnowledgeSettings(passages=0),
-        paths=PathsSettings(catalogue=catalogue),
-    )
+    ).model_copy(update={"paths": PathsSettings(catalogue=catalogue)})  # over what the environment says
     parts = build_parts(settings)
     dispatcher = build_system(parts, logged=False)
     return dispatcher, LiveExperts(parts, dispatcher)
