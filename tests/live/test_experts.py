@@ -97,8 +97,7 @@ def settings_of(home: Path, catalogue: Path, router: str, passages: int = 0) -> 
         engine=EngineSettings(name="echo"),
         router=RouterSettings(name=router, artifact=artifacts / "router", tuned_encoder=artifacts / "encoder"),
         knowledge=KnowledgeSettings(passages=passages),
-        paths=PathsSettings(catalogue=catalogue),
-    )
+    ).model_copy(update={"paths": PathsSettings(catalogue=catalogue)})  # over what the environment says
 
 
 @pytest.fixture(scope="module")

@@ -84,8 +84,8 @@ class LiveExperts:
                 known = version.experts(self._shipped)
                 proposal = check(proposal, set(known) - {proposal.name} if replacing else known)
                 heads = self._teacher.heads(proposal.name, proposal.taught(), version)
-                writes: dict[str, Callable[[Path], None]] = {name: _rewrite(head) for name, head in heads.items()}
-                writes[proposal.name] = _write(proposal, heads.get(proposal.name))
+                writes: dict[str, Callable[[Path], None]] = {name: _write(head) for name, head in heads.items()}
+                writes[proposal.name] = _write(heads.get(proposal.name), proposal)
                 hide = {proposal.name} & self._shipped.keys()  # one that ships is replaced
                 version = self.catalogue.change(f"add {proposal.name}", put=writes, hide=hide)
                 with self._undone_on_failure(version):
@@ -194,14 +194,11 @@ class LiveExperts:
             raise UnknownModelError(f"There is no expert {name!r}. Known: {', '.join(known)}.", param="name")
 
 
-def _write(proposal: Proposal, head: AddedHead | None) -> Callable[[Path], None]:
+def _write(head: AddedHead | None, proposal: Proposal | None = None) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        proposal.write(folder)
+        if proposal is not None:
+            proposal.write(folder)
         if head is not None:
             head.save(folder / ROUTER_FOLDER)
 
     return write
-
-
-def _rewrite(head: AddedHead) -> Callable[[Path], None]:
-    return lambda folder: head.save(folder / ROUTER_FOLDER)
