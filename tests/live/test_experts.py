@@ -229,6 +229,15 @@ def test_another_expert_may_take_over_the_field_of_one_that_was_removed(system: 
     assert len(reached) >= 24
 
 
+def test_each_version_of_the_router_has_a_name_of_its_own(system: System) -> None:
+    names = [system.dispatcher.deployed.router.version]
+    for change in (lambda: system.live.add(gardening()), lambda: system.live.remove("cars"), system.live.rollback):
+        change()
+        names.append(system.dispatcher.deployed.router.version)
+    assert len(set(names)) == 3
+    assert names[3] == names[1]
+
+
 def test_rollback_brings_back_what_was_there(system: System) -> None:
     system.live.add(gardening())
     scores = system.decide(GARDENING_QUESTION).scores

@@ -170,7 +170,7 @@ class LiveExperts:
         if count < FEW_EXAMPLES:
             known = max(number for number in REACHED if number <= count)
             yield (
-                f"Taught with {count or 'no'} examples: about {REACHED[known]:.0%} of its questions will reach it, "
+                f"Taught with {count or 'no'} example{'' if count == 1 else 's'}: about {REACHED[known]:.0%} of its questions will reach it, "
                 f"where {ENOUGH_EXAMPLES} bring {REACHED[ENOUGH_EXAMPLES]:.0%} (expert-router bench additions)."
             )
         if not self._teacher.fits:

@@ -157,7 +157,7 @@ class EmbeddingRouter:
         hidden: frozenset[str] = frozenset(),
     ) -> None:
         self.experts = (*(name for name in artifact.experts if name not in hidden), *(head.name for head in added))
-        self.version = artifact.version or self.name
+        self.version = _version(artifact, added, hidden)
         self._added = added
         self._hidden = hidden
         self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))
@@ -209,6 +209,17 @@ class EmbeddingRouter:
 
     def _scores(self, probabilities: list[float]) -> Scores:
         return Scores(dict(zip(self.experts, probabilities, strict=False)), probabilities[-1])
+
+
+def _version(artifact: RouterArtifact, added: Sequence[AddedHead], hidden: frozenset[str]) -> str:
+    """The artifact's, and a digest of what came and went since: routers that decide otherwise have another name."""
+    version = artifact.version or EmbeddingRouter.name
+    if not added and not hidden:
+        return version
+    changes = hashlib.sha256(repr(sorted(hidden)).encode())
+    for head in added:
+        changes.update(head.name.encode() + head.weights_D.tobytes() + head.calibration_F.tobytes())
+    return f"{version}+{changes.hexdigest()[:VERSION_DIGITS]}"
 
 
 def label_evidence(
