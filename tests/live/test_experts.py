@@ -287,7 +287,7 @@ def test_a_description_alone_works_and_is_warned_of(system: System) -> None:
 @pytest.mark.parametrize("count", [1, FEW_EXAMPLES - 1, FEW_EXAMPLES])
 def test_few_examples_are_warned_of(lexical: System, count: int) -> None:
     warnings = lexical.live.add(gardening(count)).warnings
-    assert [warning.startswith(f"Taught with {count} examples") for warning in warnings] == [True] * (count < 8)
+    assert [warning.startswith(f"Taught with {count} example") for warning in warnings] == [True] * (count < 8)
 
 
 def test_examples_that_another_expert_claims_are_warned_of(system: System) -> None:

@@ -169,9 +169,10 @@ class LiveExperts:
         count = len(proposal.examples)
         if count < FEW_EXAMPLES:
             known = max(number for number in REACHED if number <= count)
+            taught = f"{count or 'no'} example{'' if count == 1 else 's'}"
             yield (
-                f"Taught with {count or 'no'} example{'' if count == 1 else 's'}: about {REACHED[known]:.0%} of its questions will reach it, "
-                f"where {ENOUGH_EXAMPLES} bring {REACHED[ENOUGH_EXAMPLES]:.0%} (expert-router bench additions)."
+                f"Taught with {taught}: about {REACHED[known]:.0%} of its questions will reach it, where "
+                f"{ENOUGH_EXAMPLES} bring {REACHED[ENOUGH_EXAMPLES]:.0%} (expert-router bench additions)."
             )
         if not self._teacher.fits:
             return
