@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tiny_gguf import write_llama
 
@@ -31,11 +31,11 @@ QUESTIONS = [
 READING = ("Light", "When does bright light move the body clock forward?", "in the morning")
 
 
-def make_training_home(folder: Path) -> Path:
-    """A checkout whose models.lock has the random base beside the real ones."""
+def make_training_home(folder: Path, **base: Any) -> Path:
+    """A checkout whose models.lock has the random base, as ``write_llama`` is told, beside the real ones."""
     home = make_home(folder)
     weights = home / "tiny.gguf"
-    write_llama(weights, context_tokens=4096)
+    write_llama(weights, context_tokens=4096, **base)
     with (home / "models.lock").open("a", encoding="utf-8") as lock:
         lock.write(f"""
 [[{BASE}.files]]

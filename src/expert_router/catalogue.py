@@ -12,6 +12,7 @@ a version has from the one before it are hard links: they cost no space.
 from __future__ import annotations
 
 import csv
+import filecmp
 import json
 import os
 import shutil
@@ -223,6 +224,17 @@ def read_taught(folder: Path) -> list[str]:
 def taught(examples: Sequence[str], title: str, description: str) -> list[str]:
     """The questions that the router learns from; without any, what the expert is about."""
     return list(examples) or [f"{title}: {description}"]
+
+
+def same_expert(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same expert, whatever the router was taught of it."""
+    names = {
+        path.relative_to(place)
+        for place in (folder, other)
+        for path in place.rglob("*")
+        if path.is_file() and path.relative_to(place).parts[0] != ROUTER_FOLDER
+    }
+    return not any(filecmp.cmpfiles(folder, other, names, shallow=False)[1:])
 
 
 def _link(source: str, target: str) -> str:

@@ -14,7 +14,8 @@ from cli import CommandLine, one_line
 from tiny_gguf import write_lora
 
 from expert_router.artifacts import load_expert, read_artifact, sha256_of
-from expert_router.commands.train_expert import _new_folder, read_canaries, read_examples
+from expert_router.commands.train_expert import read_canaries, read_examples
+from expert_router.commands.training_run import new_run_folder
 from expert_router.errors import TrainingError
 from expert_router.serving.build import Parts
 from expert_router.settings import load_settings
@@ -134,7 +135,7 @@ def test_install_says_what_is_missing_and_changes_nothing(cli: CommandLine, home
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     """Named by the second; a second run in it is refused, not written over the first."""
     with pytest.raises(TrainingError, match=r"The run's folder .*sleep-tiny-\d{8}-\d{6} cannot be made"):
-        _ = [_new_folder(tmp_path, "sleep", "tiny.gguf") for _ in range(50)]
+        _ = [new_run_folder(tmp_path, "sleep", "tiny.gguf") for _ in range(50)]
     assert all(folder.is_dir() for folder in tmp_path.iterdir())
 
 
@@ -290,7 +291,7 @@ def test_two_processes_train_one_adapter(cli: CommandLine, home: Path) -> None:
 @pytest.mark.train
 @pytest.mark.usefixtures("prepared")
 def test_preview_shows_what_the_loss_counts_and_trains_nothing(cli: CommandLine, home: Path) -> None:
-    done = cli.run(*TRIAL, "--max-tokens", "2048", "--preview")
+    done = cli.run(*TRIAL, "--max-tokens", "2048", "--whole-answers", "1", "--preview")
     assert done.status == 0, done.error
     prompt, _, counted = done.out.partition("⟦")
     assert "<|im_start|>user\n" in prompt

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_router.errors import ConfigError
+from expert_router.commands import expert_train
+from expert_router.errors import ConfigError, ExpertRouterError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "list, show, add, remove and roll back experts; a running server takes part at once"
 TIMEOUT_S = 60.0
+NOT_TRAINED = 1
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--instructions", default="", help="what the model is told to be (default: made of the title)")
     group.add_argument("--knowledge", type=Path, metavar="DIR", help="Markdown, text or PDF files that it reads")
     group.add_argument("--replace", action="store_true", help="in place of the expert of this name")
+    expert_train.add_arguments(parser)
     parser.add_argument("--to", type=int, metavar="VERSION", help="rollback: which; 0 is as shipped")
     parser.add_argument("--url", help="a running server's address, which then changes; needs --admin-key")
     parser.add_argument("--admin-key", metavar="KEY", help="default: server.admin_key of the settings")
@@ -49,6 +55,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     if args.action in {"show", "add", "remove"} and not args.name:
         raise ConfigError(f"Which expert? Say: expert-router expert {args.action} NAME")
+    if args.train and (args.action != "add" or args.url):
+        raise ConfigError("--train is for: expert-router expert add NAME, where the catalogue is; leave --url out.")
     if args.url:
         return _show_remote(args, _remote(args))
     from expert_router.live.experts import LiveExperts
@@ -58,7 +66,7 @@ def main(args: Namespace) -> int:
     live = LiveExperts(build_parts(load_settings(args.config), progress=True))
     match args.action:
         case "add":
-            return _show_change(args, live.add(_proposal(args), replacing=args.replace))
+            return _add(args, live)
         case "remove":
             return _show_change(args, live.remove(args.name))
         case "rollback":
@@ -67,6 +75,27 @@ def main(args: Namespace) -> int:
             return _show_versions(args, live)
         case _:
             return _show_experts(args, live)
+
+
+def _add(args: Namespace, live: LiveExperts) -> int:
+    """1 when the expert was added and could not be trained."""
+    proposal = _proposal(args)
+    if not args.train:
+        return _show_change(args, live.add(proposal, replacing=args.replace))
+    expert_train.require_trainable(args, live.settings, proposal)
+    change = live.add(proposal, replacing=args.replace)
+    if not args.json:
+        _show_change(args, change)
+    try:
+        with redirect_stdout(sys.stderr) if args.json else nullcontext():
+            trained = expert_train.train_added(args, live, change.version)
+    except ExpertRouterError as error:
+        refused = f"{args.name} is added and answers without an adapter. {error}"
+        if args.json:
+            _show_change(args, replace(change, warnings=(*change.warnings, refused)))
+        print(f"expert-router: {refused}", file=sys.stderr)
+        return NOT_TRAINED
+    return _show_change(args, replace(trained, warnings=change.warnings if args.json else ()))
 
 
 def _proposal(args: Namespace) -> Proposal:

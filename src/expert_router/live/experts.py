@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
-from expert_router.catalogue import ROUTER_FOLDER, Catalogue
-from expert_router.errors import ExpertRouterError, UnknownModelError
+from expert_router.catalogue import ROUTER_FOLDER, Catalogue, same_expert
+from expert_router.errors import ExpertRouterError, InvalidRequestError, UnknownModelError
 from expert_router.live.proposal import check
 from expert_router.live.teaching import Teacher
 from expert_router.serving.build import Parts, build_deployment, build_library, build_router
@@ -101,6 +101,21 @@ class LiveExperts:
         with self._lock, self.catalogue.changing():
             self._require(name, self.catalogue.current().experts(self._shipped))
             version = self.catalogue.change(f"remove {name}", drop=[name], hide={name} & self._shipped.keys())
+            with self._undone_on_failure(version):
+                self._deploy(version)
+            return Change(version, time.perf_counter() - started)
+
+    def equip(self, name: str, install: Callable[[Path], None], *, trained: Version) -> Change:
+        """Let ``install`` put an adapter that has proven itself into the folder of an added expert.
+
+        Raises ``InvalidRequestError`` when the expert is not the one any more that was trained.
+        """
+        started = time.perf_counter()
+        with self._lock, self.catalogue.changing():
+            version = self.catalogue.current()
+            if name not in version.added or not same_expert(version.added[name], trained.added[name]):
+                raise InvalidRequestError(f"{name!r} was changed while its adapter was trained: train it again.")
+            version = self.catalogue.change(f"train {name}", put={name: install})
             with self._undone_on_failure(version):
                 self._deploy(version)
             return Change(version, time.perf_counter() - started)

@@ -239,6 +239,18 @@ def build_engine(parts: Parts) -> Engine:
     return ENGINES[parts.settings.engine.name](parts)
 
 
+async def prove(settings: Settings, expert: Expert) -> None:
+    """What the embedded engine does before an expert answers: merge all of its adapter, and ask for the canary.
+
+    Raises ``NotReadyError`` when the expert is refused.
+    """
+    engine = ENGINES["openvino"](Parts(settings, {expert.name: expert}, progress=True))
+    try:
+        await engine.warm_up(expert)
+    finally:
+        await engine.close()
+
+
 def fetch_model(settings: Settings, name: str, *, progress: bool) -> tuple[LockedModel, dict[str, Path]]:
     """A model of models.lock and its verified files, brought if they are missing."""
     lock = load_lock(settings.resolve(settings.paths.models_lock))
