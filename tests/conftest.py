@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _catalogue_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The experts that were added in this checkout are not tested, and none is added to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPERT_ROUTER_PATHS__CATALOGUE", str(tmp_path_factory.mktemp("catalogue")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _every_server_stops() -> Iterator[None]:
     yield
     for server in support.started:

@@ -23,12 +23,22 @@ import numpy as np
 import uvicorn
 
 from expert_router.api.app import create_app
+from expert_router.live.experts import LiveExperts
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
+from expert_router.serving.build import build_parts, build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
-from expert_router.settings import ServerSettings, ServingSettings, Settings
+from expert_router.settings import (
+    EngineSettings,
+    KnowledgeSettings,
+    PathsSettings,
+    RouterSettings,
+    ServerSettings,
+    ServingSettings,
+    Settings,
+)
 from expert_router.types import Expert, Found, Passage, Scores, Thresholds
 
 if TYPE_CHECKING:
@@ -36,7 +46,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_router.live.experts import LiveExperts
     from expert_router.ports import DecisionLog, Engine, Knowledge, Router
     from expert_router.routing.nearest import Examples
 
@@ -209,6 +218,19 @@ def build(
         experts = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
         library = Library(knowledge, 3)
     return Dispatcher(Deployment(experts, router, policy, library, examples), engine, admission, log=log)
+
+
+def live_system(home: Path, catalogue: Path) -> tuple[Dispatcher, LiveExperts]:
+    """A system of the echo profile whose experts come and go, with a catalogue of its own."""
+    settings = Settings(
+        home=home,
+        engine=EngineSettings(name="echo"),
+        router=RouterSettings(name="lexical"),
+        knowledge=KnowledgeSettings(passages=0),
+    ).model_copy(update={"paths": PathsSettings(catalogue=catalogue)})  # over what the environment says
+    parts = build_parts(settings)
+    dispatcher = build_system(parts, logged=False)
+    return dispatcher, LiveExperts(parts, dispatcher)
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from expert_router.conversation import (
     FOLLOW_UP_WORDS,
     context,
+    goes_back,
     is_courtesy,
     leans_back,
     plain,
@@ -113,17 +116,73 @@ def test_only_the_turn_just_before_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "turn", ["thanks", "Great, that helps!", "ok, got it", "wow", "thanks, I will try that", "hello", "Bye!"]
+    "turn",
+    [
+        "thanks",
+        "Great, that helps!",
+        "ok, got it",
+        "wow",
+        "thanks, I will try that",
+        "hello",
+        "Bye!",
+        "fair enough",
+        "Danke",
+    ],
 )
 def test_courtesies_and_remarks_ask_nothing(turn: str) -> None:
     assert is_courtesy(turn)
 
 
 @pytest.mark.parametrize(
-    "turn", ["thanks, and in Italy?", "ok and what about naps", "wow, why?", "great whites: do they sleep?", ""]
+    "turn",
+    [
+        "thanks, and in Italy?",
+        "ok and what about naps",
+        "wow, why?",
+        "great whites: do they sleep?",
+        "",
+        "How much?",
+        "so much for the Edsel, what came next",
+    ],
 )
 def test_what_asks_something_is_no_courtesy(turn: str) -> None:
     assert not is_courtesy(turn)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "Back to the seals: what wore them out?",
+        "ok, last one on her: did he know?",
+        "and going back to naps, how long",
+        "Right, my first question again",
+        "in the end, back to dreams please",
+    ],
+)
+def test_an_earlier_subject_is_announced(turn: str) -> None:
+    assert goes_back(turn)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "Who directed Back to the Future?",
+        "does my back hurt from it",
+        "how do I get back to sleep",
+        "the first one?",
+        "",
+    ],
+)
+def test_back_alone_announces_nothing(turn: str) -> None:
+    assert not goes_back(turn)
+
+
+@pytest.mark.parametrize("said", ["thank you ", "ok, ", "got you, ", ". ", "brilliant great stuff ", "and then "])
+def test_endless_courtesies_are_read_at_once(said: str) -> None:
+    started = time.perf_counter()
+    is_courtesy(said * 2_000 + "zebra")
+    goes_back(said * 2_000 + "zebra")
+    assert time.perf_counter() - started < 1
 
 
 def test_how_much_a_turn_says_of_its_own() -> None:

@@ -61,6 +61,7 @@ with expert_router.open("echo") as system:
         "chat",
         "chat_page",
         "evaluate",
+        "expert",
         "explain",
         "optimize",
         "prepare",

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 FOLLOW_UP_WORDS = 8
 """A turn with more words than this stands on its own."""
@@ -40,8 +40,11 @@ _ANY_QUESTION = frozenset(
 _NOTHING_ASKED = re.compile(
     r"^\W*(?:(?:ok(?:ay)?|great|perfect|cool|nice|super|brilliant|awesome|lovely|wonderful|wow|lol|ha(?:ha)+|oh|ah|hm+"
     r"|well|right|alright|fine|good|got it|i see|makes sense|interesting|fascinating|amazing|bye|goodbye|see you|cheers"
-    r"|thanks?|thank you|thx|ty|much appreciated|appreciate it|that'?s? (?:all|it|great|good|helpful)|that helps?"
-    r"|so much|a lot|very|again|for (?:the|your|that|this) \w+|for now|then|you|too|hello|hi|hey|there"
+    r"|thanks?|thx|ty|much appreciated|appreciate it|that'?s? (?:all|it|great|good|helpful)|that helps?"
+    r"|so much|a lot|very|again|for (?:the|your|that|this) \w+|for now|then|you|u|too|hello|hi|hey|there|tysm|ta|gr8"
+    r"|merci|danke|gracias|grazie(?: mille)?|obrigad[oa]|aha|phew|ouch|oof|aw+|uh[- ]?oh|huh|yay|spooky|nice one"
+    r"|(?:absolute )?madness|mind blown|fair enough|good to know|much|(?:great|good|fascinating) stuff"
+    r"|(?:what a|that'?s a) relief|got(?:cha| you)"
     r"|good (?:night|morning|evening|day)|yes|no|sure|never ?mind|and|have a \w+ \w+|will do|understood|noted)\b\W*)+$",
     re.IGNORECASE,
 )
@@ -49,6 +52,16 @@ _REMARK = re.compile(
     r"^\W*(?:thanks?|thank you|thx|lol|wow|haha|great|good|cool|nice|perfect|oh|ah|ok(?:ay)? (?:i )?will)\b"
     r"(?!.*(?:\?|\b(?:and|but|what|who|which|when|where|why|how)\b))",
     re.IGNORECASE | re.DOTALL,
+)
+_ON_THE_WAY = (
+    r"(?:ok(?:ay)?|and|but|so|now|then|anyway|right|oh|thanks?|cool|please|can we|could we|let'?s|go|get|once|one|more"
+    r"|my|the|a)"
+)
+_GOES_BACK = re.compile(
+    rf"(?:^|[,.;:!?]\s)\W{{0,5}}(?:{_ON_THE_WAY}\b\W{{0,5}}){{0,6}}(?:(?:(?:going|coming|come) )?back (?:to|on)"
+    r"|return(?:ing)? to|to the (?:beginning|start)|last (?:one|thing|question) (?:on|about)"
+    r"|(?:first|earlier|original|previous) (?:question|topic|subject))\b",
+    re.IGNORECASE,
 )
 _GREETING = (
     r"(?:hi|hello|hey|hiya|greetings|good (?:morning|afternoon|evening|day)|dear \w+)(?: there| all| everyone| again)?"
@@ -108,16 +121,26 @@ def says_little(question: str) -> bool:
     return len(content_words(question)) <= FEW_WORDS
 
 
-def context(history: Sequence[str], stands: Callable[[str], bool] = lambda turn: not leans_back(turn)) -> str:
-    """What a follow-up is about: the last plain turn that ``stands`` alone, and what followed on it; oldest first."""
+def goes_back(turn: str) -> bool:
+    """Whether it announces an earlier subject: "back to the first one: …"."""
+    return _GOES_BACK.search(turn) is not None
+
+
+def context(history: Sequence[str]) -> str:
+    """What a follow-up is about: the last plain turn that does not lean back, and what followed on it; oldest first."""
     turns: list[str] = []
     for turn in reversed(history):
         if is_courtesy(turn):
             continue
         turns.insert(0, plain(turn))
-        if stands(turns[0]):
+        if not leans_back(turns[0]):
             break
-    return " ".join(turns[:1] + [turn for turn in turns[1:] if content_words(turn)][-FOLLOWED:])
+    return told(turns)
+
+
+def told(turns: Sequence[str]) -> str:
+    """A subject's first turn and the latest that say something of their own, as one text."""
+    return " ".join([*turns[:1], *[turn for turn in turns[1:] if content_words(turn)][-FOLLOWED:]])
 
 
 def standalone(question: str, history: Sequence[str]) -> str:

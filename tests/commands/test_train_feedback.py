@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-SIZES = {"train": 40, "calibration": 20, "test": 30}
+SIZES = {"train": 200, "calibration": 60, "test": 120}
 """Questions of each field and of none, in each split."""
 
 
@@ -103,17 +103,17 @@ def test_what_people_said_is_learnt_and_nothing_is_forgotten(
     fitted: Path, tmp_path: Path, spare: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = project_rows("test")["cars"][0]["query"]
-    right = [(text, Feedback(None, (needed,) if needed else ())) for needed in spare for text in spare[needed][:20]]
+    right = [(text, Feedback(None, (needed,) if needed else ())) for needed in spare for text in spare[needed][:8]]
     log = write_log(tmp_path / "log.sqlite", [*right, (measured, Feedback(None, ("sleep",)))])
     done = train(capsys, log, "--output", str(tmp_path / "new"))
     assert done.status == 0, done.error
     learnt, kept_out = map(int, re.findall(r"Feedback: (\d+) questions to learn from, (\d+) kept out", done.out)[0])
-    assert learnt + kept_out == 60
+    assert learnt + kept_out == 24
     assert "1 are calibration or test questions." in done.out
     assert accuracies(done, "feedback kept out")[0] == kept_out
     assert accuracies(done, "feedback learnt from")[0] == learnt
     count, before, after = accuracies(done, "the project's test questions")
-    assert count == 90
+    assert count == 360
     assert after >= before - 1.0
     assert json.loads((tmp_path / "new" / "manifest.json").read_text("utf-8"))["feedback"] == learnt
     assert "feedback" not in json.loads((fitted / "manifest.json").read_text("utf-8"))

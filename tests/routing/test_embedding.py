@@ -75,9 +75,36 @@ def test_a_turn_that_says_little_of_its_own_stays_with_what_it_is_about(router: 
     assert chosen(router, query, "How do I cook pasta?") == set()
 
 
-@pytest.mark.parametrize("query", ["Thanks!", "Great, that helps a lot, thank you", "ok, got it", "lol", "bye"])
+@pytest.mark.parametrize("query", ["the effect on the heart?", "women too?", "in winter as well?", "dangerous?"])
+def test_a_turn_of_a_few_content_words_goes_on(router: EmbeddingRouter, query: str) -> None:
+    assert chosen(router, query, SLEEP) == {"sleep"}
+    assert chosen(router, query) == set()
+
+
+@pytest.mark.parametrize("before", [SLEEP, CARS])
+@pytest.mark.parametrize("query", ["How many strings does a violin have?", "how do I iron a shirt", "Who wrote Faust?"])
+def test_a_short_question_that_says_what_it_is_about_begins_anew(
+    router: EmbeddingRouter, before: str, query: str
+) -> None:
+    assert chosen(router, query, before) == set()
+
+
+def test_a_remark_is_no_subject_to_go_on_with(router: EmbeddingRouter) -> None:
+    assert chosen(router, "and in older people?", SLEEP, "My aunt will never believe me.") == {"sleep"}
+
+
+def test_who_goes_back_to_an_earlier_subject_finds_it(router: EmbeddingRouter) -> None:
+    talk = (SLEEP, CARS, "How do I cook pasta?", "and for how long?")
+    assert chosen(router, "Back to the brain: is that the same in everybody?", *talk) == {"sleep"}
+    assert chosen(router, "ok, back to the founder: where was he born?", *talk) == {"cars"}
+    assert chosen(router, "Back to the first one: how much salt?", "How do I cook pasta?", "and rice?") == set()
+
+
+@pytest.mark.parametrize(
+    "query", ["Thanks!", "ok, got it", "lol", "bye", "grazie mille", "Merci!", "ty", "fair enough"]
+)
 def test_thanks_go_nowhere_whatever_was_said_before(router: EmbeddingRouter, query: str) -> None:
-    assert chosen(router, query, SLEEP) == set()
+    assert chosen(router, query, SLEEP) == chosen(router, query) == set()
 
 
 def test_a_follow_up_comes_back_to_its_subject_after_thanks_and_leaves_with_a_new_one(router: EmbeddingRouter) -> None:

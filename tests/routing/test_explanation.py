@@ -120,8 +120,9 @@ def test_a_question_for_several_is_explained_for_each(shipped: Router, policy: P
     assert set(explanation.about) == set(explanation.decision.experts) == {"cars", "sleep"}
     assert all(word.weights.keys() == {"cars", "sleep"} for word in explanation.words)
     assert heaviest(explanation, "sleep") == "sleep"
-    model = next(word for word in explanation.words if word.text == "Model")
-    assert model.weights["cars"] > 0 > model.weights["sleep"]
+    for own, other, words in (("cars", "sleep", {"Model", "built"}), ("sleep", "cars", {"teenager", "sleep"})):
+        of = [word.weights for word in explanation.words if word.text in words]
+        assert sum(weights[own] for weights in of) > max(0, sum(weights[other] for weights in of))
 
 
 # Any router

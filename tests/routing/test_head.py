@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from expert_router.routing.head import Calibration, LinearHead, fit_calibration, fit_head
+from expert_router.routing.head import Calibration, LinearHead, fit_calibration, fit_head, fit_weighted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -192,3 +192,92 @@ def test_platt_scaling_survives_calibration_examples_that_it_separates() -> None
     calibration = fit_calibration(logits, no_features(300), y)
     assert np.isfinite(calibration.weights_LF).all()
     assert ((calibration.probabilities(logits, no_features(300)) > 0.5) == y).mean() > 0.97
+
+
+# Examples that weigh differently
+
+
+def weighted_problem(n: int = 300) -> tuple[Array, NDArray[np.bool_], Array]:
+    x = features(n).astype(np.float64)
+    return x, drawn(sigmoid(x @ a_direction(4, 2.0) - 0.5)), np.random.default_rng(7).integers(1, 6, n).astype(float)
+
+
+def plain_penalty(l2: float) -> Array:
+    """On the weights, and next to none on the bias."""
+    return np.append(np.full(D, l2), 1e-6)
+
+
+@pytest.mark.parametrize("l2", [0.1, 1.0, 10.0])
+def test_a_weighted_fit_is_scikit_learns(l2: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x, y, weights = weighted_problem()
+    theirs = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=1000).fit(x, y, sample_weight=weights)
+    expected = np.append(theirs.coef_[0], theirs.intercept_)
+    assert fit_weighted(x, y, weights, plain_penalty(l2)) == pytest.approx(expected, abs=2e-3)
+
+
+def test_to_weigh_thrice_is_to_be_there_thrice() -> None:
+    x, y, weights = weighted_problem()
+    times = weights.astype(int)
+    repeated = fit_weighted(x.repeat(times, axis=0), y.repeat(times), np.ones(times.sum()), plain_penalty(1.0))
+    assert fit_weighted(x, y, weights, plain_penalty(1.0)) == pytest.approx(repeated, abs=1e-3)
+    assert fit_weighted(x, y, np.ones(len(x)), plain_penalty(1.0)) != pytest.approx(repeated, abs=1e-2)
+
+
+def test_a_weighted_fit_is_drawn_towards_its_centre_the_more_the_heavier_the_penalty() -> None:
+    x, y, weights = weighted_problem()
+    centre = np.linspace(-3, 3, D + 1)
+    far = [
+        float(np.linalg.norm(fit_weighted(x, y, weights, np.full(D + 1, l2), towards=centre) - centre))
+        for l2 in (0.01, 10.0, 1e3, 1e7)
+    ]
+    assert far == sorted(far, reverse=True)
+    assert far[0] > 1.0
+    assert far[-1] < 1e-3
+
+
+@pytest.mark.parametrize("start", [np.full(D + 1, 5.0), np.full(D + 1, -50.0), np.append(np.zeros(D), 20.0)])
+def test_where_a_weighted_fit_starts_does_not_matter_and_is_left_as_it_was(start: Array) -> None:
+    x, y, weights = weighted_problem()
+    given = start.copy()
+    from_there = fit_weighted(x, y, weights, plain_penalty(1.0), start=given)
+    assert from_there == pytest.approx(fit_weighted(x, y, weights, plain_penalty(1.0)), abs=2e-3)
+    assert np.array_equal(given, start)
+
+
+def plain_newton(x: Array, y: NDArray[np.bool_], weights: Array, penalty: Array) -> Array:
+    """What ``fit_weighted`` would be if it took whole steps."""
+    x = np.hstack([x, np.ones((len(x), 1))])
+    w = np.zeros(x.shape[1])
+    for _ in range(30):
+        p = sigmoid(np.clip(x @ w, -40, 40))
+        gradient = x.T @ (weights * (p - y)) + penalty * w
+        w = w - np.linalg.solve((x.T * (weights * np.maximum(p * (1 - p), 1e-9))) @ x + np.diag(penalty), gradient)
+    return w
+
+
+def penalised_cost(w: Array, x: Array, y: NDArray[np.bool_], weights: Array, penalty: Array) -> float:
+    z = x @ w[:-1] + w[-1]
+    return float((weights * (np.logaddexp(0, z) - y * z)).sum() + (penalty * w**2).sum() / 2)
+
+
+def test_few_heavy_examples_are_fitted_where_plain_newton_overshoots() -> None:
+    """Five examples that can be told from 295 others, and weigh ten thousand times as much."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.random.default_rng(2).normal(size=(300, D))
+    y = np.arange(300) < 5
+    x[y, 0] += 2.0
+    problem = (x, y, np.where(y, 1e4, 1.0), plain_penalty(1e-3))
+    w = fit_weighted(*problem)
+    theirs = LogisticRegression(C=1e3, tol=1e-10, max_iter=10_000).fit(x, y, sample_weight=problem[2])
+    best = penalised_cost(np.append(theirs.coef_[0], theirs.intercept_), *problem)
+    assert penalised_cost(w, *problem) == pytest.approx(best, rel=1e-3)
+    assert (sigmoid(x[y] @ w[:-1] + w[-1]) > 0.99).all()
+    assert penalised_cost(plain_newton(*problem), *problem) > 1e6
+
+
+def test_the_same_weighted_problem_has_the_same_answer_to_the_last_bit() -> None:
+    problem = (*weighted_problem(), plain_penalty(1.0))
+    assert np.array_equal(fit_weighted(*problem), fit_weighted(*problem))

@@ -298,3 +298,11 @@ def test_too_few_unclear_turns_are_refused(artifact: RouterArtifact) -> None:
     with pytest.raises(DataError, match="unclear turns"):
         fit_follow_up(artifact, TALKS[:8], ENCODER, NO_PASSAGES)
     assert artifact.follow_up is None
+
+
+def test_a_follow_up_head_of_another_version_is_refused(artifact: RouterArtifact, tmp_path: Path) -> None:
+    learnt = fit_follow_up(artifact, TALKS, ENCODER, NO_PASSAGES).follow_up
+    assert learnt is not None
+    replace(artifact, follow_up=replace(learnt, weights_LD=learnt.weights_LD[:, :11])).save(tmp_path)
+    with pytest.raises(ConfigError, match="train router"):
+        RouterArtifact.load(tmp_path)

@@ -55,14 +55,14 @@ def _teacher(settings: Settings) -> Callable[[Sequence[str]], Callable[[str], De
     """What decides once these examples were taught; of none, as the router ships."""
     from expert_router.artifacts import load_experts
     from expert_router.evaluation.scale import RememberingEncoder
-    from expert_router.live.experts import LiveExperts
+    from expert_router.live.teaching import Teacher
     from expert_router.routing.embedding import EmbeddingRouter
     from expert_router.routing.policy import Policy
     from expert_router.serving.build import Parts
     from expert_router.training.addition import fit_addition
 
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)
-    background, encoder = LiveExperts(parts).background, RememberingEncoder(parts.encoder)
+    background, encoder = Teacher(parts).background, RememberingEncoder(parts.encoder)
 
     def taught(examples: Sequence[str]) -> Callable[[str], Decision]:
         shared = parts.artifact.calibration

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from contextlib import contextmanager
@@ -18,14 +17,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import load_experts
-from expert_router.catalogue import ROUTER_FOLDER, Catalogue, read_taught, same_expert
-from expert_router.data.labelled import LabelledQuestion, read_labelled
+from expert_router.catalogue import ROUTER_FOLDER, Catalogue, same_expert
 from expert_router.errors import ExpertRouterError, InvalidRequestError, UnknownModelError
 from expert_router.live.proposal import check
-from expert_router.routing.added import load_added
+from expert_router.live.teaching import Teacher
 from expert_router.serving.build import Parts, build_deployment, build_library, build_router
-from expert_router.training.addition import Background, fit_addition
-from expert_router.vectors import embed_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 0.2
-BACKGROUND_TRAIN = 600
-"""So many training questions stand for all; every calibration question is there."""
 FEW_EXAMPLES = 8
 ENOUGH_EXAMPLES = 20
 REACHED = {0: 0.25, 4: 0.76, 8: 0.83, 20: 0.86}
@@ -65,6 +59,7 @@ class LiveExperts:
     def __init__(self, parts: Parts, dispatcher: Dispatcher | None = None) -> None:
         self._parts = parts
         self._dispatcher = dispatcher
+        self._teacher = Teacher(parts)
         self._lock = threading.Lock()
         self.catalogue = Catalogue(parts.settings.resolve(parts.settings.paths.catalogue))
 
@@ -83,14 +78,14 @@ class LiveExperts:
         """
         started = time.perf_counter()
         with self._lock:
-            self.prepare()  # may take seconds the first time, which other processes need not wait for
+            self._teacher.prepare()  # may take seconds the first time, which other processes need not wait for
             with self.catalogue.changing():
                 version = self.catalogue.current()
                 known = version.experts(self._shipped)
                 proposal = check(proposal, set(known) - {proposal.name} if replacing else known)
-                heads = self._heads(proposal, version)
-                writes: dict[str, Callable[[Path], None]] = {name: _rewrite(head) for name, head in heads.items()}
-                writes[proposal.name] = _write(proposal, heads.get(proposal.name))
+                heads = self._teacher.heads(proposal.name, proposal.taught(), version)
+                writes: dict[str, Callable[[Path], None]] = {name: _write(head) for name, head in heads.items()}
+                writes[proposal.name] = _write(heads.get(proposal.name), proposal)
                 hide = {proposal.name} & self._shipped.keys()  # one that ships is replaced
                 version = self.catalogue.change(f"add {proposal.name}", put=writes, hide=hide)
                 with self._undone_on_failure(version):
@@ -155,68 +150,13 @@ class LiveExperts:
                 refused = str(error)
 
     def prepare(self) -> None:
-        """Read the background now, so that the first new expert does not wait for it."""
-        if self._parts.settings.router.name == "embedding":
-            _ = self.background.principal
+        """Be ready to learn, so that the first new expert does not wait."""
+        self._teacher.prepare()
 
     @cached_property
     def _shipped(self) -> Mapping[str, Expert]:
         settings = self.settings
         return load_experts(settings.resolve(settings.paths.experts), settings.home)
-
-    @cached_property
-    def background(self) -> Background:
-        settings = self.settings
-        folder = settings.resolve(settings.paths.data) / "processed"
-        train, calibration = (folder / f"routing_{split}.csv" for split in ("train", "calibration"))
-        questions = read_labelled(calibration) if calibration.is_file() else []
-        if train.is_file():
-            all_of_them = read_labelled(train)
-            sampled = random.Random(0).sample(all_of_them, min(BACKGROUND_TRAIN, len(all_of_them)))  # noqa: S311
-            questions += sampled
-        return self._embedded(questions)
-
-    def _embedded(self, questions: list[LabelledQuestion]) -> Background:
-        cache = self.settings.resolve(self.settings.paths.cache) / "background"
-        texts = [question.query for question in questions]
-        vectors = embed_texts(texts, self._parts.encoder, cache, label="read the background", progress=False)
-        return Background(questions, vectors.astype("float32"))
-
-    def _heads(self, proposal: Proposal, version: Version) -> dict[str, AddedHead]:
-        """What the router learns: the new expert, and those added before that would claim its examples.
-
-        Those that were taught to another router are taught to this one, too.
-        """
-        if self.settings.router.name != "embedding":
-            return {}
-        others = {name: folder for name, folder in version.added.items() if name != proposal.name}
-        taught_to = {name: read_taught(folder) for name, folder in others.items()}
-        heads = {
-            name: load_added(folder / ROUTER_FOLDER, self._parts.encoder.sha256) for name, folder in others.items()
-        }
-        again = {name for name, head in heads.items() if head is None or self._claims(head, proposal)}
-        taught_to[proposal.name] = proposal.taught()
-        gone = version.hidden - taught_to.keys()
-        return {name: self._fit(name, taught_to, gone) for name in (*sorted(again), proposal.name)}
-
-    def _fit(self, name: str, taught_to: Mapping[str, list[str]], gone: frozenset[str]) -> AddedHead:
-        added = [
-            LabelledQuestion(question, frozenset([other]), other)
-            for other, questions in taught_to.items()
-            if other != name
-            for question in questions
-        ]
-        background = self.background.hiding(gone)
-        background = background.and_(self._embedded(added)) if added else background
-        return fit_addition(name, taught_to[name], background, self._parts.encoder, self._parts.artifact.calibration)
-
-    def _claims(self, head: AddedHead, proposal: Proposal) -> bool:
-        encoder = self._parts.encoder
-        texts = proposal.taught()
-        return any(
-            head.probability(vector, text, 0.0) >= self._parts.artifact.accept
-            for vector, text in zip(encoder.encode_all(texts), texts, strict=True)
-        )
 
     @contextmanager
     def _undone_on_failure(self, version: Version) -> Iterator[None]:
@@ -244,11 +184,12 @@ class LiveExperts:
         count = len(proposal.examples)
         if count < FEW_EXAMPLES:
             known = max(number for number in REACHED if number <= count)
+            taught = f"{count or 'no'} example{'' if count == 1 else 's'}"
             yield (
-                f"Taught with {count or 'no'} examples: about {REACHED[known]:.0%} of its questions will reach it, "
-                f"where {ENOUGH_EXAMPLES} bring {REACHED[ENOUGH_EXAMPLES]:.0%} (expert-router bench additions)."
+                f"Taught with {taught}: about {REACHED[known]:.0%} of its questions will reach it, where "
+                f"{ENOUGH_EXAMPLES} bring {REACHED[ENOUGH_EXAMPLES]:.0%} (expert-router bench additions)."
             )
-        if self.settings.router.name != "embedding":
+        if not self._teacher.fits:
             return
         examples = proposal.taught()
         for name, claimed in self._claimed_by_others(proposal.name, examples).items():
@@ -269,14 +210,11 @@ class LiveExperts:
             raise UnknownModelError(f"There is no expert {name!r}. Known: {', '.join(known)}.", param="name")
 
 
-def _write(proposal: Proposal, head: AddedHead | None) -> Callable[[Path], None]:
+def _write(head: AddedHead | None, proposal: Proposal | None = None) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        proposal.write(folder)
+        if proposal is not None:
+            proposal.write(folder)
         if head is not None:
             head.save(folder / ROUTER_FOLDER)
 
     return write
-
-
-def _rewrite(head: AddedHead) -> Callable[[Path], None]:
-    return lambda folder: head.save(folder / ROUTER_FOLDER)

@@ -174,13 +174,14 @@ def _from_csv(path: Path, text: str) -> Iterator[TaughtExample]:
         for row in rows:
             if None in row:
                 raise DataError(
-                    f"{path}, line {rows.line_num}: more fields than columns. Put what has commas in double quotes."
+                    f"{path}, line {rows.reader.line_num}: more fields than columns. Put what has commas in double "
+                    "quotes."
                 )
             texts = [(row.get(column) or "").strip() for column in COLUMNS]
             if texts[0]:
                 yield TaughtExample(*texts)
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}") from error
+        raise DataError(f"{path}, line {rows.reader.line_num}: {error}") from error
 
 
 def _text_of(path: Path) -> str:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_router.artifacts import read_artifact, write_artifact
-from expert_router.conversation import context, is_courtesy, leans_back, plain, points_back, says_little
+from expert_router.conversation import is_courtesy, plain
 from expert_router.errors import ConfigError
 from expert_router.routing.conformal import conformal_threshold
 from expert_router.routing.evidence import WordEvidence
-from expert_router.routing.follow_up import follow_up_features
+from expert_router.routing.follow_up import FEATURES, SURELY_NOBODYS, FollowUps
 from expert_router.routing.head import Calibration, LinearHead
 from expert_router.types import Scores, Thresholds
 
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from expert_router.ports import TextEncoder
     from expert_router.routing.added import AddedHead
 
-GOES_ON = 0.55
-"""So probable it must be that a turn goes on: to stay with the wrong expert is worse than to leave the right one."""
-SURELY_NOBODYS = 0.95
-"""A turn of few words that is less surely for no expert may go on with the turn before it."""
 VERSION_DIGITS = 12
 HEAD_FILE = "head.npz"
 WORDS_FILE = "words.txt"
@@ -134,6 +130,11 @@ class RouterArtifact:
             raise ConfigError(
                 f"{folder}: its arrays {shapes} do not fit {len(experts)} experts and {len(words)} words."
             )
+        if follow_up is not None and follow_up.weights_LD.shape != (1, FEATURES + head.weights_LD.shape[1]):
+            raise ConfigError(
+                f"{folder} was fitted by another version, which told follow-ups otherwise. "
+                "Run: expert-router train router"
+            )
         return artifact
 
 
@@ -157,40 +158,35 @@ class EmbeddingRouter:
         hidden: frozenset[str] = frozenset(),
     ) -> None:
         self.experts = (*(name for name in artifact.experts if name not in hidden), *(head.name for head in added))
-        self.version = artifact.version or self.name
+        self.version = _version(artifact, added, hidden)
         self._added = added
         self._hidden = hidden
         self.thresholds = Thresholds(artifact.accept, conformal_threshold(artifact.conformity_N, coverage))
         self._encoder = encoder
         self._artifact = artifact
         self._terms = terms
+        self._follow_ups = FollowUps(artifact.follow_up, self.thresholds, self._probabilities, encoder.encode)
 
     def score(self, query: str, history: Sequence[str] = ()) -> Scores:
-        """Score the question; one that no expert claims and that may lean back is read with what it may be about."""
+        """Score the question; one that goes on with what was said before is read with that, too."""
         asked = plain(query)
         alone = self._probabilities(asked)
-        about = context(history, self._stands) if not is_courtesy(query) and self._goes_on(query, alone) else ""
+        if is_courtesy(query):  # nobody's, whatever it sounds like
+            return self._scores([*(min(p, 1 - SURELY_NOBODYS) for p in alone[:-1]), max(alone[-1], SURELY_NOBODYS)])
+        about = self._follow_ups.about(query, alone, history) if self.experts else ""
         if not about:
             return self._scores(alone)
-        subject, whole = self._probabilities(about), self._probabilities(f"{about} {asked}")
-        return self._scores([*map(max, subject[:-1], whole[:-1]), min(subject[-1], whole[-1])])
+        return self._scores(self._together(self._probabilities(about), self._probabilities(f"{about} {asked}")))
 
     def close(self) -> None:
         """Nothing is held beyond memory."""
 
-    def _goes_on(self, turn: str, alone: Sequence[float]) -> bool:
-        """Whether a turn is about what was said before; ``alone`` is how it scores by itself."""
-        claim, none = max(alone[:-1], default=0.0), alone[-1]
-        if self.thresholds.claimed(claim, none):
-            return False
-        if self._artifact.follow_up is None:
-            return points_back(turn) or (says_little(turn) and none < SURELY_NOBODYS)
-        features_1F = follow_up_features(turn, claim, none)[None, :]
-        return bool(self._artifact.follow_up.probabilities(features_1F)[0, 0] > GOES_ON)
-
-    def _stands(self, turn: str) -> bool:
-        """Whether a turn begins a subject."""
-        return not leans_back(turn) and not self._goes_on(turn, self._probabilities(turn))
+    def _together(self, subject: Sequence[float], whole: Sequence[float]) -> list[float]:
+        """Of a subject and of it with what goes on with it; whom the subject does not need must be the surer."""
+        accept, for_nobody = self.thresholds.accept, max(subject[:-1]) < self.thresholds.accept
+        pairs = zip(subject[:-1], whole[:-1], strict=True)
+        experts = [max(s, w) if for_nobody or s >= accept else (s + w) / 2 for s, w in pairs]
+        return [*experts, min(subject[-1], whole[-1])]
 
     def _probabilities(self, text: str) -> list[float]:
         """Of every expert, then of none-of-them."""
@@ -209,6 +205,17 @@ class EmbeddingRouter:
 
     def _scores(self, probabilities: list[float]) -> Scores:
         return Scores(dict(zip(self.experts, probabilities, strict=False)), probabilities[-1])
+
+
+def _version(artifact: RouterArtifact, added: Sequence[AddedHead], hidden: frozenset[str]) -> str:
+    """The artifact's, and a digest of what came and went since: routers that decide otherwise have another name."""
+    version = artifact.version or EmbeddingRouter.name
+    if not added and not hidden:
+        return version
+    changes = hashlib.sha256(repr(sorted(hidden)).encode())
+    for head in added:
+        changes.update(head.name.encode() + head.weights_D.tobytes() + head.calibration_F.tobytes())
+    return f"{version}+{changes.hexdigest()[:VERSION_DIGITS]}"
 
 
 def label_evidence(

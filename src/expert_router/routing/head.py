@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_L2 = 1e-3
 MAX_STEPS = 30
-SHORTEST_STEP = 1e-4
+SHORTEST_STEP = 1e-12
 TOLERANCE = 1e-6
 
 
@@ -110,8 +110,10 @@ def fit_weighted(
         length = 1.0
         while length > SHORTEST_STEP and cost(w - length * step) > now:  # far from the optimum Newton overshoots
             length /= 2
+        before, now = now, cost(w - length * step)
+        if now > before:
+            break
         w = w - length * step
-        before, now = now, cost(w)
         if before - now < TOLERANCE * max(1.0, now):
             break
     return w

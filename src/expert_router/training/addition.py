@@ -9,7 +9,7 @@ examples are left out: they may well be of the new field.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from expert_router.routing.evidence import words_of
 from expert_router.routing.head import fit_weighted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,21 +62,17 @@ class Background:
 
     def and_(self, other: Background) -> Background:
         """Both, in the directions of this one."""
-        both = Background([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
-        both.__dict__["principal"] = self.principal
-        return both
+        return self._of([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
 
-    def hiding(self, experts: frozenset[str]) -> Background:
-        """Questions for experts that were taken away are for nobody."""
-        questions = [replace(question, experts=question.experts - experts) for question in self.questions]
-        hidden = Background(questions, self.vectors_BD)
-        hidden.__dict__["principal"] = self.principal
-        return hidden
+    def without(self, experts: Iterable[str]) -> Background:
+        """The questions that need none of the experts, in the directions of all."""
+        kept = [n for n, question in enumerate(self.questions) if question.experts.isdisjoint(experts)]
+        return self._of([self.questions[n] for n in kept], self.vectors_BD[kept])
 
-    def without(self, expert: str) -> Background:
-        """The questions that do not need the expert."""
-        kept = [n for n, question in enumerate(self.questions) if expert not in question.experts]
-        return Background([self.questions[n] for n in kept], self.vectors_BD[kept])
+    def _of(self, questions: Sequence[LabelledQuestion], vectors_BD: Floats) -> Background:
+        other = Background(questions, vectors_BD)
+        other.__dict__["principal"] = self.principal
+        return other
 
 
 def fit_addition(
@@ -84,7 +80,7 @@ def fit_addition(
 ) -> AddedHead:
     """``shared`` is the calibration of the router's own experts, then of none-of-them. Deterministic."""
     vectors_ND = np.stack(list(encoder.encode_all(list(examples))))
-    others = _not_alike(background.without(name), vectors_ND)
+    others = _not_alike(background.without([name]), vectors_ND)
     texts = [*examples, *(question.query for question in others.questions)]
     basis_DR = _basis(vectors_ND, background)
     features_MR = (np.concatenate([vectors_ND, others.vectors_BD]) @ basis_DR).astype(np.float64)

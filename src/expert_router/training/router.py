@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from expert_router.conversation import is_courtesy
+from expert_router.conversation import is_courtesy, plain
 from expert_router.data.dialogues import THANKS
 from expert_router.errors import DataError
 from expert_router.routing.embedding import EmbeddingRouter, RouterArtifact, label_evidence
 from expert_router.routing.evidence import fit_evidence, words_of
-from expert_router.routing.follow_up import follow_up_features
+from expert_router.routing.follow_up import follow_up_features, surely_claimed
 from expert_router.routing.head import fit_calibration, fit_head
 from expert_router.training.augment import joined_pairs
 
@@ -103,9 +103,10 @@ def fit_follow_up(
         for turn in dialogue:
             alone = router.score(turn.said)
             claim = max(alone.experts.values())
-            unsure = not router.thresholds.claimed(claim, alone.none)
+            unsure = not surely_claimed(router.thresholds, claim, alone.none)
             if before and unsure and turn.experts in {before, frozenset()} and not is_courtesy(turn.said):
-                features.append(follow_up_features(turn.said, claim, alone.none))
+                vector_D = encoder.encode(plain(turn.said))
+                features.append(follow_up_features(turn.said, claim, alone.none, vector_D))
                 goes_on.append([bool(turn.experts)])
             before = before if turn.kind == THANKS else turn.experts
     labels_N1 = np.array(goes_on, dtype=bool).reshape(-1, 1)
