@@ -39,6 +39,8 @@ SERVE, FOLLOWED, WITH_MANY_QUESTIONS = 1, range(2, 8), 9
 TIMES = re.compile(r"\d+\.\d(?= ms)|\d{4}-\d\d-\d\dT[\d:+]+|(?<=\"routed_s\":)[\d.]+|\d+\.\d(?= s\.)")
 OTHER_LINES = "…"
 
+pytestmark = pytest.mark.timeout(400)  # with an empty cache all shipped passages are read first: a minute on two cores
+
 
 @dataclass
 class Reader:

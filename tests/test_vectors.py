@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from expert_router.errors import NotReadyError
 from expert_router.vectors import embed_texts
-from support import WordEncoder, run_on_full_disk
+from support import WordEncoder, eventually, run_on_full_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +47,19 @@ class CountingEncoder(WordEncoder):
         return super().encode(text)
 
 
+class SlowEncoder(WordEncoder):
+    """Waits in the middle of its first text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = Event(), Event()
+
+    def encode(self, text: str) -> NDArray[np.float32]:
+        self.begun.set()
+        assert self.go_on.wait(5)
+        return super().encode(text)
+
+
 def test_who_stops_it_keeps_what_was_read_and_goes_on_from_there(tmp_path: Path) -> None:
     first, second = CountingEncoder(), CountingEncoder()
     with pytest.raises(NotReadyError, match=r"read them: stopped before all 10 texts were read\. Start it again"):
@@ -72,4 +87,32 @@ def test_a_full_disk_costs_the_file_and_not_the_vectors(tmp_path: Path) -> None:
     done = run_on_full_disk([sys.executable, "-B", "-c", FULL_DISK, str(tmp_path)], 2000)
     assert (done.returncode, done.stdout) == (0, "(50, 128)\n")
     assert "cannot be kept (File too large): its texts are read again at the next start" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_while_one_reads_others_wait_for_what_it_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slow, idle = SlowEncoder(), CountingEncoder()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(embed_texts, TEXTS, slow, tmp_path, label="read", progress=False)
+        assert slow.begun.wait(5)
+        second = pool.submit(embed_texts, TEXTS, idle, tmp_path, label="read", progress=False)
+        eventually(lambda: "read: waiting for another process that does" in caplog.text)
+        assert not second.done()
+        slow.go_on.set()
+        assert np.array_equal(first.result(), second.result())
+    assert idle.encoded == []
+
+
+def test_who_waits_for_another_can_be_stopped(tmp_path: Path) -> None:
+    slow, stop = SlowEncoder(), Event()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(embed_texts, TEXTS, slow, tmp_path, label="read", progress=False)
+        assert slow.begun.wait(5)
+        second = pool.submit(
+            embed_texts, TEXTS, WordEncoder(), tmp_path, label="wait", progress=False, stopped=stop.is_set
+        )
+        stop.set()
+        with pytest.raises(NotReadyError, match="wait: stopped"):
+            second.result(5)
+        slow.go_on.set()
+        assert len(first.result()) == len(TEXTS)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from expert_router.artifacts import write_atomically
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MOST_KEPT = 200_000
 """Vectors in a folder's file: 150 MB."""
+LOOKS_AGAIN_S = 0.2
+"""Who waits for another process notices within it that it should stop."""
 
 
 def embed_texts(
@@ -44,19 +47,43 @@ def embed_texts(
     """Shape (N, D), in the texts' order; ``folder`` keeps a file for each encoder, so that only new texts are read.
 
     ``label`` names the progress bar. Raises ``NotReadyError`` once ``stopped`` says so; what was read until then is
-    kept.
+    kept. Safe across processes: one reads, the others wait for it.
     """
-    hashes = [_hash(text) for text in texts]
+    wanted = {_hash(text): text for text in texts}
     path = folder / f"{encoder.sha256[:16]}.npy"
     vectors = _kept(path)
-    new = {known: text for known, text in zip(hashes, texts, strict=True) if known not in vectors}
-    if new:
-        bar = {"total": len(new), "desc": label, "unit": "text", "disable": None if progress else True}
-        vectors |= _read(new, encoder, stopped, bar)
-        _keep(path, {known: vectors[known] for known in (*hashes, *vectors) if known in vectors})
-    if not vectors.keys() >= new.keys():
+    if not vectors.keys() >= wanted.keys():
+        with _alone(path, stopped, label):
+            vectors |= _kept(path)
+            if new := {known: text for known, text in wanted.items() if known not in vectors}:
+                bar = {"total": len(new), "desc": label, "unit": "text", "disable": None if progress else True}
+                vectors |= _read(new, encoder, stopped, bar)
+                _keep(path, {known: vectors[known] for known in (*wanted, *vectors) if known in vectors})
+    if not vectors.keys() >= wanted.keys():
         raise NotReadyError(f"{label}: stopped before all {len(texts)} texts were read. Start it again to go on.")
-    return np.array([vectors[known] for known in hashes], dtype=np.float16)
+    return np.array([vectors[_hash(text)] for text in texts], dtype=np.float16)
+
+
+@contextmanager
+def _alone(path: Path, stopped: Callable[[], bool], label: str) -> Iterator[None]:
+    """Two processes that read the same texts at once would each take twice as long."""
+    lock = FileLock(f"{path}.lock")
+    waits = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked and not stopped():
+            try:
+                lock.acquire(timeout=LOOKS_AGAIN_S)
+            except Timeout:
+                if not waits:
+                    logger.warning("%s: waiting for another process that does", label)
+                waits = True
+    except OSError as error:  # a read-only cache: each reads for itself
+        logger.debug("%s cannot be locked: %s", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(

@@ -249,8 +249,9 @@ class _Page:
         return [conversation, draw(conversation, catalogue), gr.Textbox(submit_btn=SEND, stop_btn=False)]
 
     def start_anew(self, number: int, catalogue: cards.Catalogue) -> list[Update]:
-        catalogue = replace(catalogue, explanations={})
-        return [number + 1, catalogue, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
+        # With nothing to forget the catalogue stays as it is: who clicks as the page opens must not undo ``look_up``.
+        cleared = replace(catalogue, explanations={}) if catalogue.explanations else gr.skip()
+        return [number + 1, cleared, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
 
     async def explain(self, conversation: Conversation, catalogue: cards.Catalogue) -> cards.Catalogue:
         """Ask why the last question went where it went."""
