@@ -74,6 +74,9 @@ EXAMPLES = (
     ("How do I bake bread?", frozenset[str]()),
 )
 
+EXPLANATION_KEYS = ["query", "history", "decision", "thresholds", "about", "words", "words_left_out", "nearest"]
+"""Of the API's object, in its order."""
+
 
 def make_home(folder: Path) -> Path:
     """A checkout with the real experts, untrained, and profiles, and few examples for the lexical router."""
