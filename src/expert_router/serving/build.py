@@ -66,14 +66,11 @@ class Parts:
         self.version = version or Version()
         self._read: Mapping[str, list[Passage]] = {}
         if like is not None:
-            same = ("corpora", "terms", "knowledge") if like.texts == self.texts else ()
-            made = ((name, like.__dict__.get(name)) for name in ("encoder", "artifact", *same))
-            self.__dict__.update({name: value for name, value in made if value is not None})
-            self._read = {
-                name: passages
-                for name, passages in like.__dict__.get("corpora", {}).items()
-                if like.texts[name] == self.texts.get(name)
-            }
+            made = vars(like)
+            of_texts = ("corpora", "terms", "knowledge") if like.texts == self.texts else ()
+            vars(self).update({name: made[name] for name in ("encoder", "artifact", *of_texts) if name in made})
+            unchanged = {name for name, texts in like.texts.items() if texts == self.texts.get(name)}
+            self._read = {name: texts for name, texts in made.get("corpora", {}).items() if name in unchanged}
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
