@@ -27,9 +27,10 @@ from expert_router.live.experts import LiveExperts
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.build import build_parts, build_system
+from expert_router.serving.build import build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
+from expert_router.serving.parts import build_parts
 from expert_router.settings import (
     EngineSettings,
     KnowledgeSettings,

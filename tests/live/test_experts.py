@@ -19,7 +19,8 @@ from expert_router.catalogue import Catalogue
 from expert_router.errors import ConfigError, InvalidRequestError, UnknownModelError
 from expert_router.live.experts import FEW_EXAMPLES, LiveExperts
 from expert_router.live.proposal import Proposal, TaughtExample
-from expert_router.serving.build import Parts, build_parts, build_system
+from expert_router.serving.build import build_system
+from expert_router.serving.parts import Parts, build_parts
 from expert_router.settings import EngineSettings, KnowledgeSettings, PathsSettings, RouterSettings, Settings
 from support import CARS_QUESTION, OTHER_QUESTION, ROOT, SLEEP_QUESTION, WordEncoder, make_home, until
 

@@ -20,7 +20,8 @@ from expert_router.catalogue import ROUTER_FOLDER, Catalogue, same_expert
 from expert_router.errors import ExpertRouterError, InvalidRequestError, UnknownModelError
 from expert_router.live.proposal import check
 from expert_router.live.teaching import Teacher
-from expert_router.serving.build import Parts, build_deployment, build_library, build_router
+from expert_router.serving.build import build_deployment, build_library, build_router
+from expert_router.serving.parts import Parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
