@@ -27,9 +27,10 @@ from expert_router.live.experts import LiveExperts
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
-from expert_router.serving.build import build_parts, build_system
+from expert_router.serving.build import build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
+from expert_router.serving.parts import build_parts
 from expert_router.settings import (
     EngineSettings,
     KnowledgeSettings,
@@ -73,6 +74,9 @@ EXAMPLES = (
     ("Who wrote Faust?", frozenset[str]()),
     ("How do I bake bread?", frozenset[str]()),
 )
+
+EXPLANATION_KEYS = ["query", "history", "decision", "thresholds", "about", "words", "words_left_out", "nearest"]
+"""Of the API's object, in its order."""
 
 
 def make_home(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tiny_gguf import write_llama
 
 from expert_router.artifacts import sha256_of
-from expert_router.serving.build import fetch_model
+from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from support import ROOT, make_home
 

@@ -14,7 +14,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
-_SAID_KEY = re.compile(  # of known services, then what looks drawn by lot
+_SAID_KEY = re.compile(
     r"\b((?:password|passwd|passphrase|api[ _-]?key|access[ _-]?token|token|secret)(?:\s*[:=]|\s+is:?)\s*|bearer\s+)"
     r"(?=\S*[\d_!@#$%^&*-])\S+",
     re.IGNORECASE,

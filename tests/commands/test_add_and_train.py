@@ -18,7 +18,8 @@ from expert_router.engines.echo import EchoEngine
 from expert_router.errors import InvalidRequestError
 from expert_router.live.experts import LiveExperts
 from expert_router.live.proposal import Proposal, TaughtExample
-from expert_router.serving.build import assemble, build_parts, build_router
+from expert_router.serving.build import assemble, build_router
+from expert_router.serving.parts import build_parts
 from expert_router.settings import load_settings
 from expert_router.training.examples import QuestionAnswer
 from support import ROOT

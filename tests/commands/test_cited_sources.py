@@ -12,7 +12,7 @@ from cli import CommandLine
 from expert_router.commands.ask import print_answer
 from expert_router.engines.echo import EchoEngine
 from expert_router.facade import ExpertRouter
-from expert_router.serving.build import fetch_model
+from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Chunk, Usage
 from support import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cli import one_line
 
-from support import BOTH_QUESTION, CARS_QUESTION, OTHER_QUESTION, SLEEP_QUESTION
+from support import BOTH_QUESTION, CARS_QUESTION, EXPLANATION_KEYS, OTHER_QUESTION, SLEEP_QUESTION
 
 if TYPE_CHECKING:
     from cli import CommandLine
@@ -46,16 +46,7 @@ def test_json_is_the_object_of_the_api(cli: CommandLine) -> None:
     done = cli.run("explain", CARS_QUESTION, "--json", "-k", "3")
     assert (done.status, done.error, done.out.count("\n")) == (0, "", 1)
     body = json.loads(done.out)
-    assert list(body) == [
-        "query",
-        "history",
-        "decision",
-        "thresholds",
-        "about",
-        "words",
-        "words_left_out",
-        "nearest",
-    ]
+    assert list(body) == EXPLANATION_KEYS
     assert (body["query"], body["about"], body["nearest"]) == (CARS_QUESTION, ["cars"], [])
 
 

@@ -15,7 +15,7 @@ from expert_router.artifacts import load_experts
 from expert_router.commands.train_abstention import _ask, _questions
 from expert_router.engines.echo import EchoEngine
 from expert_router.errors import ConfigError
-from expert_router.serving.build import Parts
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from support import NAPS, ROOT, SLEEP, FixedKnowledge
 from training_home import QUESTIONS, make_training_home, training_environment, write_training_data

@@ -17,7 +17,7 @@ from expert_router.artifacts import load_expert, read_artifact, sha256_of
 from expert_router.commands.train_expert import read_canaries, read_examples
 from expert_router.commands.training_run import new_run_folder
 from expert_router.errors import TrainingError
-from expert_router.serving.build import Parts
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from support import ROOT
 from training_home import BASE, QUESTIONS, READING, make_training_home, training_environment, write_training_data

@@ -15,7 +15,8 @@ from tiny_gguf import byte_tokens, prepare_llama
 
 from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions, as_tensor
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
-from expert_router.serving.build import fetch_model, prepare_base_model
+from expert_router.serving.build import prepare_base_model
+from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Expert, GenerationParams, Message
 from expert_router.weights import Canary

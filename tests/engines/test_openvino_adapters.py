@@ -26,7 +26,7 @@ from expert_router.engines.openvino import (
 )
 from expert_router.engines.prepared import prepare_model
 from expert_router.errors import NotReadyError
-from expert_router.serving.build import fetch_model
+from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import GENERAL, Adapter, Expert, GenerationParams, Message, ModelVariant, Served
 from expert_router.weights import Canary, load_lock

@@ -23,8 +23,8 @@ from expert_router.evaluation.questions import Question
 from expert_router.evaluation.variants import build_variants
 from expert_router.knowledge.grounding import UNKNOWN
 from expert_router.routing.policy import forced
-from expert_router.serving.build import Parts
 from expert_router.serving.deployment import Library
+from expert_router.serving.parts import Parts
 from expert_router.settings import Settings
 from expert_router.types import (
     Answer,

@@ -8,8 +8,8 @@ import pytest
 
 from expert_router.engines.echo import EchoEngine
 from expert_router.evaluation.variants import WithoutAnswers, build_variants
-from expert_router.serving.build import Parts
 from expert_router.serving.deployment import Library
+from expert_router.serving.parts import Parts
 from expert_router.settings import Settings
 from expert_router.types import Abstention, Adapter, ChatRequest, Expert, Message, Served
 from support import BENZ, EXPERTS, NAPS, SLEEP, STAGES, FixedKnowledge, lexical_router

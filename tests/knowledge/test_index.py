@@ -13,7 +13,7 @@ from expert_router.knowledge.corpus import read_corpus, sentences
 from expert_router.knowledge.grounding import texts_read
 from expert_router.knowledge.index import CANDIDATES, EXCERPT_SENTENCES, KnowledgeIndex, embed_passages
 from expert_router.knowledge.terms import TermIndex
-from expert_router.serving.build import Parts
+from expert_router.serving.parts import Parts
 from expert_router.settings import KnowledgeSettings, load_settings
 from support import BENZ, NAPS, STAGES, WordEncoder, passage
 

@@ -9,7 +9,8 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,12 +19,17 @@ from expert_router.catalogue import Catalogue
 from expert_router.errors import ConfigError, InvalidRequestError, UnknownModelError
 from expert_router.live.experts import FEW_EXAMPLES, LiveExperts
 from expert_router.live.proposal import Proposal, TaughtExample
-from expert_router.serving.build import Parts, build_parts, build_system
+from expert_router.serving.build import build_system
+from expert_router.serving.parts import Parts, build_parts
 from expert_router.settings import EngineSettings, KnowledgeSettings, PathsSettings, RouterSettings, Settings
-from support import CARS_QUESTION, OTHER_QUESTION, ROOT, SLEEP_QUESTION, make_home, until
+from support import CARS_QUESTION, OTHER_QUESTION, ROOT, SLEEP_QUESTION, WordEncoder, make_home, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from expert_router.serving.deployment import Deployment
     from expert_router.serving.dispatcher import Dispatcher
@@ -335,6 +341,38 @@ def test_a_version_that_cannot_be_deployed_does_not_count(system: System) -> Non
         system.live.rollback()
     assert system.catalogue.current_number() == 2
     assert system.deployed is deployed
+
+
+class NoRosesEncoder(WordEncoder):
+    """Breaks down at texts about roses."""
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        if any("Roses" in text for text in texts):
+            raise ConfigError("Roses cannot be read.")
+        return super().encode_all(texts)
+
+
+class NoRoses(Parts):
+    @cached_property
+    def encoder(self) -> Any:
+        return NoRosesEncoder()
+
+
+def test_an_expert_whose_texts_cannot_be_embedded_is_not_served(home: Path, catalogue: Path) -> None:
+    """It is routed to before they are."""
+    settings = settings_of(home, catalogue, "lexical", passages=2)
+    like = NoRoses(settings, {}, progress=False)
+    _ = like.encoder
+    system = start(settings, like)
+    before = system.deployed
+    with pytest.raises(ConfigError, match="Roses cannot be read"):
+        system.live.add(gardening(knowledge={"a.md": b"# Roses\n\nThey climb."}))
+    assert (system.catalogue.current_number(), system.deployed.version) == (0, 0)
+    assert system.deployed.trained == before.trained
+    assert system.deployed.router.experts == before.router.experts
+    assert not system.live.refresh()
+    system.live.add(gardening(knowledge={"a.md": b"# Apple trees\n\nPrune them in winter."}))
+    assert system.asked(GARDENING_QUESTION) == ("gardening",)
 
 
 def test_where_nothing_can_be_written_everything_is_as_it_was(small: Path, catalogue: Path) -> None:

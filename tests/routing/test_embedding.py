@@ -8,7 +8,8 @@ import pytest
 
 from expert_router.artifacts import load_experts
 from expert_router.routing.embedding import EmbeddingRouter
-from expert_router.serving.build import Parts, build_router
+from expert_router.serving.build import build_router
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pytest
 from expert_router.artifacts import load_experts
 from expert_router.routing.explanation import MOST_READ, MOST_WORDS, explain, without
 from expert_router.routing.policy import Policy
-from expert_router.serving.build import Parts, build_policy, build_router
+from expert_router.serving.build import build_policy, build_router
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from expert_router.types import GENERAL, Scores
 from support import BOTH_QUESTION, CARS_QUESTION, TITLES, FixedRouter, lexical_router

@@ -10,7 +10,8 @@ from expert_router.artifacts import load_experts
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.errors import DataError, NotReadyError
 from expert_router.routing.nearest import Examples
-from expert_router.serving.build import ROUTER_EXAMPLES, Parts, build_examples
+from expert_router.serving.build import ROUTER_EXAMPLES, build_examples
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from expert_router.types import Scores
 from support import (

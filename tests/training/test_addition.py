@@ -16,7 +16,8 @@ from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.errors import ConfigError
 from expert_router.routing.added import HEAD_FILE, AddedHead, load_added
 from expert_router.routing.embedding import EmbeddingRouter
-from expert_router.serving.build import Parts, build_router
+from expert_router.serving.build import build_router
+from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from expert_router.training.addition import Background, fit_addition
 from expert_router.vectors import embed_texts

@@ -39,7 +39,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load() -> object:
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.parts import fetch_model
     from expert_router.settings import load_settings
     from expert_router.training.base import load_base
 
@@ -50,7 +50,7 @@ def load() -> object:
 def compare(adapter: Path, merged: Path, cache: Path) -> float:
     from expert_router.artifacts import ADAPTER_WEIGHTS, sha256_of
     from expert_router.engines.prepared import prepare_model
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.parts import fetch_model
     from expert_router.settings import load_settings
     from expert_router.training.examples import Example
     from expert_router.training.parity import check_parity

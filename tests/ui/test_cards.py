@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from expert_router.types import Decision, Served
-from expert_router.ui.cards import Catalogue, decision_card
+from expert_router.ui.cards import decision_card
+from expert_router.ui.catalogue import Catalogue
 from expert_router.ui.client import Routed
 from expert_router.ui.conversation import Exchange
 

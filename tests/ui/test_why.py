@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from expert_router.types import Decision, Explanation, NearestExample, Scores, Thresholds, WordWeight
-from expert_router.ui.cards import Catalogue
+from expert_router.ui.catalogue import Catalogue
 from expert_router.ui.client import Failed, Routed
 from expert_router.ui.conversation import Conversation, Exchange
 from expert_router.ui.why import why

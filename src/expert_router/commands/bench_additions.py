@@ -58,7 +58,7 @@ def _teacher(settings: Settings) -> Callable[[Sequence[str]], Callable[[str], De
     from expert_router.live.teaching import Teacher
     from expert_router.routing.embedding import EmbeddingRouter
     from expert_router.routing.policy import Policy
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.training.addition import fit_addition
 
     parts = Parts(settings, load_experts(settings.resolve(settings.paths.experts), settings.home), progress=True)

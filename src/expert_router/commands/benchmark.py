@@ -37,7 +37,7 @@ def main(args: Namespace) -> int:
     require_packages()
     from expert_router.data.intents import read_intents
     from expert_router.evaluation.intents import measure_intents
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from expert_router.evaluation.routing import RoutingReport
     from expert_router.evaluation.variants import Variants
     from expert_router.ports import TextEncoder
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.types import Expert
 
@@ -72,7 +72,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> int:
     from expert_router.artifacts import load_experts
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import load_settings
 
     if args.limit is not None and args.limit < 1:
@@ -196,7 +196,7 @@ def _similarity_encoder(parts: Parts) -> tuple[TextEncoder | None, list[str]]:
     Settings that start without it, like the echo profile's, are measured without it.
     """
     from expert_router.commands.weights import needed_models
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
 
     settings = parts.settings
     if settings.router.encoder not in needed_models(settings):

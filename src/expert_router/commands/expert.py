@@ -60,7 +60,7 @@ def main(args: Namespace) -> int:
     if args.url:
         return _show_remote(args, _remote(args))
     from expert_router.live.experts import LiveExperts
-    from expert_router.serving.build import build_parts
+    from expert_router.serving.parts import build_parts
     from expert_router.settings import load_settings
 
     live = LiveExperts(build_parts(load_settings(args.config), progress=True))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from expert_router.catalogue import Version
     from expert_router.live.experts import Change, LiveExperts
     from expert_router.live.proposal import Proposal
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.training.examples import Example, QuestionAnswer
     from expert_router.types import Expert, Passage
@@ -95,7 +95,8 @@ def train_added(args: Namespace, live: LiveExperts, version: Version) -> Change:
     Raises ``ExpertRouterError`` when it cannot be trained or proven; the expert is as it was then.
     """
     from expert_router.artifacts import install_adapter, load_expert
-    from expert_router.serving.build import Parts, prove
+    from expert_router.serving.build import prove
+    from expert_router.serving.parts import Parts
 
     settings, name, folder = live.settings, args.name, version.added[args.name]
     parts = Parts(settings, live.experts(), version=version, progress=True)

@@ -71,7 +71,8 @@ def about_run(
 def router_and_policy(settings: Settings, name: str | None = None) -> tuple[Router, Policy]:
     """The configured router, or another by ``name``, and the settings' rules around its thresholds."""
     from expert_router.artifacts import load_experts
-    from expert_router.serving.build import Parts, build_policy, build_router
+    from expert_router.serving.build import build_policy, build_router
+    from expert_router.serving.parts import Parts
 
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
     router = build_router(Parts(settings, experts, progress=True), name)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from expert_router.evaluation.optimization import MeasuredVariant, OptimizedExpert
     from expert_router.evaluation.questions import Question
     from expert_router.ports import Router
-    from expert_router.serving.build import Parts
     from expert_router.serving.deployment import Library
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.types import Expert, ModelVariant
 
@@ -95,7 +95,8 @@ def _measure(
 ) -> list[OptimizedExpert]:
     from tqdm import tqdm
 
-    from expert_router.serving.build import Parts, build_library, build_router
+    from expert_router.serving.build import build_library, build_router
+    from expert_router.serving.parts import Parts
 
     if settings.engine.name != ENGINE:
         raise ConfigError(f"optimize measures the {ENGINE} engine; these settings have {settings.engine.name}.")
@@ -200,7 +201,8 @@ async def _measure_variant(bench: _Bench, expert: Expert, base: str, questions: 
     from expert_router.evaluation.answers import Asking, ask_all
     from expert_router.evaluation.metrics import TextMetrics
     from expert_router.evaluation.variants import Variants
-    from expert_router.serving.build import Parts, assemble, build_engine, prepare_base_model
+    from expert_router.serving.build import assemble, build_engine, prepare_base_model
+    from expert_router.serving.parts import Parts
     from expert_router.types import ChatRequest, GenerationParams, Message
 
     parts = bench.parts

@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def prune(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) -> int:
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.parts import fetch_model
     from expert_router.weights import load_lock
     from expert_router.weights.gguf_file import count_layers
 
@@ -96,7 +96,7 @@ def _influences(args: Namespace, settings: Settings, experts: Mapping[str, Exper
             "Or name them with --without."
         ) from error
     from expert_router.commands.train_expert import read_examples
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
 
     data = settings.resolve(settings.paths.data) / "processed"
     parts = Parts(settings, experts, progress=True)
@@ -131,7 +131,7 @@ def _make(
 ) -> Path:
     """Write the file, what is known about it beside it, and its entry last; nothing of it stays when that fails."""
     from expert_router.artifacts import sha256_of, write_atomically
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.parts import fetch_model
     from expert_router.weights.gguf_file import leave_out_layers
 
     folder = settings.resolve(settings.paths.cache) / "weights" / name

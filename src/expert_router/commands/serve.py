@@ -31,7 +31,8 @@ def main(args: Namespace) -> int:
     import uvicorn
 
     from expert_router.observability import configure_logging
-    from expert_router.serving.build import build_parts, build_system, prepare_base_model
+    from expert_router.serving.build import build_system, prepare_base_model
+    from expert_router.serving.parts import build_parts
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)

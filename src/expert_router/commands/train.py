@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.knowledge.terms import TermIndex
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.training.reading import Reading
     from expert_router.types import Expert
@@ -87,7 +87,7 @@ def _train_router(args: Namespace, settings: Settings, data: Path, experts: Mapp
     from expert_router.artifacts import MANIFEST
     from expert_router.data.dialogues import read_dialogues
     from expert_router.data.labelled import read_labelled
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.training.router import fit_follow_up, fit_router
 
     output = args.output or settings.resolve(settings.router.artifact)
@@ -134,7 +134,7 @@ def _train_encoder(args: Namespace, settings: Settings, data: Path, experts: Map
     from expert_router.data.intents import SOURCES, read_intents
     from expert_router.data.labelled import read_labelled
     from expert_router.routing.encoder import load_tokenizer
-    from expert_router.serving.build import Parts, fetch_model
+    from expert_router.serving.parts import Parts, fetch_model
 
     output = args.output or settings.resolve(settings.router.tuned_encoder or Path("artifacts/encoder"))
     intents = [read_intents(name, args.intents) for name in SOURCES] if args.intents else []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_router.ports import Engine
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.training.abstention import Asked, Calibrated
     from expert_router.training.examples import QuestionAnswer
@@ -39,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def calibrate(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     """Ask the expert calibration questions, fit the rule and write it into the expert's manifest."""
     from expert_router.artifacts import install_abstention
-    from expert_router.serving.build import Parts, build_engine
+    from expert_router.serving.build import build_engine
+    from expert_router.serving.parts import Parts
     from expert_router.training.abstention import fit_abstention
 
     expert = chosen(args, experts)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable, Mapping
 
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.training.examples import Example
     from expert_router.types import Expert
@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def train(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
 
     expert = chosen(args, experts)
     base_name = _base_name(args, settings, expert)
@@ -85,7 +85,8 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
 
 def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
-    from expert_router.serving.build import Parts, prepare_base_model
+    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.parts import Parts
 
     expert = chosen(args, experts)
     base_name = _base_name(args, settings, expert)

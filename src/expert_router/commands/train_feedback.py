@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.routing.embedding import RouterArtifact
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.training.feedback import FeedbackData
     from expert_router.types import Decision
 

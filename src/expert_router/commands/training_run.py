@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from expert_router.ports import Knowledge
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
     from expert_router.training.examples import Example, QuestionAnswer
     from expert_router.training.expert import ExpertTraining
@@ -198,7 +198,7 @@ def weights_file(settings: Settings, name: str) -> str | None:
 
 
 def load_base_model(args: Namespace, settings: Settings, name: str) -> Any:
-    from expert_router.serving.build import fetch_model
+    from expert_router.serving.parts import fetch_model
     from expert_router.training.base import load_base
 
     options = {

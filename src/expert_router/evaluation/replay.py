@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import DataError
 from expert_router.evaluation.intervals import paired_difference, share, share_of_some
-from expert_router.evaluation.routing import exactly
+from expert_router.evaluation.routing import exactly, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,4 +107,4 @@ def _thumbed_down(then: LoggedDecision) -> bool:
 
 
 def _same(then: LoggedDecision, now: Decision) -> bool:
-    return (then.kind, frozenset(then.experts)) == (now.kind, frozenset(now.experts))
+    return outcome(then.decision) == outcome(now)

@@ -58,6 +58,11 @@ def exactly(experts: frozenset[str], decision: Decision) -> bool:
     return decision.kind != "clarify" and frozenset(decision.experts) == experts
 
 
+def outcome(decision: Decision) -> tuple[str, frozenset[str]]:
+    """What makes two decisions the same: their kind and their experts."""
+    return decision.kind, frozenset(decision.experts)
+
+
 def covered(example: LabelledQuestion, decision: Decision) -> bool:
     """Whether all that the question needs is in the prediction set."""
     return (example.experts or {GENERAL}) <= set(decision.prediction_set)

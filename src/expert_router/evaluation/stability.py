@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 import re
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import DataError
 from expert_router.evaluation.intervals import share_of_some
+from expert_router.evaluation.routing import outcome
 from expert_router.training.augment import mistyped
+from expert_router.training.examples import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,11 +41,8 @@ class Stability:
 
 def read_paraphrases(path: Path) -> list[tuple[str, str]]:
     """Questions, each with the same in other words. Raises ``DataError``."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            pairs = [(row["question"], row["paraphrase"]) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise DataError(f"{path} is not a file of questions and paraphrases: {error!r}") from error
+    what = "a file of questions and paraphrases"
+    pairs = read_rows(path, what, lambda row: (row["question"], row["paraphrase"]))
     if not pairs:
         raise DataError(f"{path} has no questions.")
     return pairs
@@ -55,11 +53,11 @@ def measure_stability(
 ) -> list[Stability]:
     """One result a way of typing; the same decision is the same kind with the same experts."""
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    decided = [_outcome(decide(question)) for question, _ in pairs]
+    decided = [outcome(decide(question)) for question, _ in pairs]
     results = []
     for way, retype in _ways(rng).items():
         typed = [retype(question, paraphrase) for question, paraphrase in pairs]
-        alike = [_outcome(decide(text)) == before for text, before in zip(typed, decided, strict=True)]
+        alike = [outcome(decide(text)) == before for text, before in zip(typed, decided, strict=True)]
         changed = [(question, text) for (question, _), text, kept in zip(pairs, typed, alike, strict=True) if not kept]
         results.append(Stability(way, share_of_some(alike), changed))
     return results
@@ -74,7 +72,3 @@ def _ways(rng: random.Random) -> dict[str, Callable[[str, str], str]]:
         "a polite preamble": lambda question, _: rng.choice(PREAMBLES) + question,
         "a paraphrase": lambda _, paraphrase: paraphrase,
     }
-
-
-def _outcome(decision: Decision) -> tuple[str, frozenset[str]]:
-    return decision.kind, frozenset(decision.experts)

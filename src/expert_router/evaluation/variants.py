@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from expert_router.ports import Engine, Knowledge, Router
-    from expert_router.serving.build import Parts
     from expert_router.serving.dispatcher import Dispatcher
+    from expert_router.serving.parts import Parts
     from expert_router.types import Found
 
 BASE = "base"

@@ -39,11 +39,26 @@ def read_corpus(folder: Path) -> list[Passage]:
     """Every passage below ``folder``, in the order of the files' names. Raises ``DataError`` when there is none."""
     if not folder.is_dir():
         raise DataError(f"There is no folder of knowledge at {folder}.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = corpus_files(folder)
     passages = [passage for path in files for passage in _read_file(path, path.relative_to(folder).as_posix())]
     if not passages:
         raise DataError(f"{folder} holds no text: put files there that end in {', '.join(SUFFIXES)}.")
     return passages
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The files below ``folder`` that are read, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def text_of(path: Path) -> str:
+    """Raises ``DataError`` that names the line which is not UTF-8, and ``OSError``."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error
 
 
 def sentences(text: str) -> list[str]:
@@ -56,9 +71,9 @@ def _read_file(path: Path, name: str) -> list[Passage]:
     if suffix == ".pdf":
         titled = _pdf_pages(path)
     elif suffix == ".txt":
-        titled = iter([(_spoken(path.stem), _text_of(path))])
+        titled = iter([(_spoken(path.stem), text_of(path))])
     else:
-        titled = _markdown_sections(_text_of(path), _spoken(path.stem))
+        titled = _markdown_sections(text_of(path), _spoken(path.stem))
     pieces = [(title, piece) for title, text in titled for piece in _cut(text)]
     return [Passage(f"{name}#{number}", title, text, name) for number, (title, text) in enumerate(pieces, start=1)]
 
@@ -66,15 +81,6 @@ def _read_file(path: Path, name: str) -> list[Passage]:
 def _spoken(name: str) -> str:
     """A file's name as words, which a question's words can match."""
     return name.replace("-", " ").replace("_", " ")
-
-
-def _text_of(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error
 
 
 def _markdown_sections(text: str, title: str) -> Iterator[tuple[str, str]]:

@@ -103,7 +103,12 @@ def embed_passages(
 
 def texts_of(passage: Passage) -> list[str]:
     """What is embedded of a passage: the whole, then its sentences, each under the title that says what it is about."""
-    return [f"{passage.title}. {passage.text}", *(titled(passage, line) for line in sentences(passage.text))]
+    return [whole(passage), *(titled(passage, line) for line in sentences(passage.text))]
+
+
+def whole(passage: Passage) -> str:
+    """All of the passage as it is embedded."""
+    return f"{passage.title}. {passage.text}"
 
 
 def titled(passage: Passage, sentence: str) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,10 +20,11 @@ from expert_router.catalogue import ROUTER_FOLDER, Catalogue, same_expert
 from expert_router.errors import ExpertRouterError, InvalidRequestError, UnknownModelError
 from expert_router.live.proposal import check
 from expert_router.live.teaching import Teacher
-from expert_router.serving.build import Parts, build_deployment, build_library, build_router
+from expert_router.serving.build import build_deployment, build_library, build_router
+from expert_router.serving.parts import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from expert_router.catalogue import Version
@@ -80,29 +80,32 @@ class LiveExperts:
         with self._lock:
             self._teacher.prepare()  # may take seconds the first time, which other processes need not wait for
             with self.catalogue.changing():
-                version = self.catalogue.current()
-                known = version.experts(self._shipped)
+                before = self.catalogue.current()
+                known = before.experts(self._shipped)
                 proposal = check(proposal, set(known) - {proposal.name} if replacing else known)
-                heads = self._teacher.heads(proposal.name, proposal.taught(), version)
+                heads = self._teacher.heads(proposal.name, proposal.taught(), before)
                 writes: dict[str, Callable[[Path], None]] = {name: _write(head) for name, head in heads.items()}
                 writes[proposal.name] = _write(heads.get(proposal.name), proposal)
                 hide = {proposal.name} & self._shipped.keys()  # one that ships is replaced
                 version = self.catalogue.change(f"add {proposal.name}", put=writes, hide=hide)
-                with self._undone_on_failure(version):
-                    self._deploy(version, unread=frozenset([proposal.name]) if proposal.knowledge else frozenset())
-                    routed_s = time.perf_counter() - started
-                    if proposal.knowledge:
+                self._deploy(version, unread=proposal.name)
+                routed_s = time.perf_counter() - started
+                if proposal.knowledge:
+                    try:
                         self._deploy(version)
+                    except BaseException:
+                        self._deploy(before)
+                        raise
             return Change(version, routed_s, tuple(self._warnings(proposal)))
 
     def remove(self, name: str) -> Change:
         """Raises ``UnknownModelError`` when there is no such expert."""
         started = time.perf_counter()
         with self._lock, self.catalogue.changing():
-            self._require(name, self.catalogue.current().experts(self._shipped))
+            if name not in (known := self.experts()):
+                raise UnknownModelError(f"There is no expert {name!r}. Known: {', '.join(known)}.", param="name")
             version = self.catalogue.change(f"remove {name}", drop=[name], hide={name} & self._shipped.keys())
-            with self._undone_on_failure(version):
-                self._deploy(version)
+            self._deploy(version)
             return Change(version, time.perf_counter() - started)
 
     def equip(self, name: str, install: Callable[[Path], None], *, trained: Version) -> Change:
@@ -116,8 +119,7 @@ class LiveExperts:
             if name not in version.added or not same_expert(version.added[name], trained.added[name]):
                 raise InvalidRequestError(f"{name!r} was changed while its adapter was trained: train it again.")
             version = self.catalogue.change(f"train {name}", put={name: install})
-            with self._undone_on_failure(version):
-                self._deploy(version)
+            self._deploy(version)
             return Change(version, time.perf_counter() - started)
 
     def rollback(self, to: int | None = None) -> Change:
@@ -158,20 +160,11 @@ class LiveExperts:
         settings = self.settings
         return load_experts(settings.resolve(settings.paths.experts), settings.home)
 
-    @contextmanager
-    def _undone_on_failure(self, version: Version) -> Iterator[None]:
-        """A version that cannot be served does not count."""
-        try:
-            yield
-        except BaseException:
-            self._deploy(self.catalogue.rollback(version.parent))
-            raise
-
-    def _deploy(self, version: Version, unread: frozenset[str] = frozenset()) -> None:
-        """``unread`` are experts whose knowledge is not read yet: they answer from memory until it is."""
+    def _deploy(self, version: Version, unread: str | None = None) -> None:
+        """What was deployed stays when this raises. ``unread`` names whose texts wait: it answers from memory."""
         experts = version.experts(self._shipped)
-        for name in unread:
-            experts[name] = replace(experts[name], knowledge=None)
+        if unread is not None:
+            experts[unread] = replace(experts[unread], knowledge=None)
         parts = Parts(self.settings, experts, version=version, progress=False, like=self._parts)
         if self._dispatcher is not None:
             examples, router = self._dispatcher.deployed.examples, build_router(parts)
@@ -204,10 +197,6 @@ class LiveExperts:
         scores = [router.score(text).experts for text in examples]
         accept = router.thresholds.accept
         return {name: sum(score[name] >= accept for score in scores) for name in router.experts if name != own}
-
-    def _require(self, name: str, known: Iterable[str]) -> None:
-        if name not in set(known):
-            raise UnknownModelError(f"There is no expert {name!r}. Known: {', '.join(known)}.", param="name")
 
 
 def _write(head: AddedHead | None, proposal: Proposal | None = None) -> Callable[[Path], None]:

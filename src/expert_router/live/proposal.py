@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from expert_router.artifacts import load_expert, write_atomically
 from expert_router.catalogue import EXAMPLES_FILE, KNOWLEDGE_FOLDER, taught
 from expert_router.errors import DataError, InvalidRequestError
-from expert_router.knowledge.corpus import SUFFIXES, read_corpus
+from expert_router.knowledge.corpus import corpus_files, read_corpus, text_of
 from expert_router.types import AUTO, GENERAL
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ class Proposal:
         shutil.rmtree(folder, ignore_errors=True)
         self._write(folder)
         expert = load_expert(folder / "expert.toml", folder)
+        if expert.knowledge is None:
+            return
         try:
-            _ = read_corpus(expert.knowledge) if expert.knowledge else []
+            read_corpus(expert.knowledge)
         except DataError as error:
             why = error.message.replace(f"{folder}/", "")
             raise InvalidRequestError(f"The knowledge cannot be read: {why}", param="knowledge") from error
@@ -151,7 +153,7 @@ def read_examples(path: Path) -> tuple[TaughtExample, ...]:
 
     Raises ``DataError`` that names file and line.
     """
-    text = _text_of(path)
+    text = _bounded_text(path)
     lines = [line.strip() for line in re.split(r"\r\n?|\n", text)]  # splitlines would also cut at U+2028
     if path.suffix.lower() == ".csv" or "question" in lines[0].replace('"', "").split(","):
         examples = tuple(_from_csv(path, text))
@@ -184,25 +186,20 @@ def _from_csv(path: Path, text: str) -> Iterator[TaughtExample]:
         raise DataError(f"{path}, line {rows.reader.line_num}: {error}") from error
 
 
-def _text_of(path: Path) -> str:
+def _bounded_text(path: Path) -> str:
     try:
         if path.stat().st_size > MOST_EXAMPLES_BYTES:
             raise DataError(f"{path} is larger than {MOST_EXAMPLES_BYTES} bytes.")
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        return text_of(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error
 
 
 def read_knowledge(folder: Path) -> dict[str, bytes]:
     """The texts below a folder, by their path below it. Raises ``DataError`` when there is none that can be read."""
     read_corpus(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     try:
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in corpus_files(folder)}
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
 

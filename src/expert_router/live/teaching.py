@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from expert_router.catalogue import Version
     from expert_router.routing.added import AddedHead
-    from expert_router.serving.build import Parts
+    from expert_router.serving.parts import Parts
 
 BACKGROUND_TRAIN = 600
 """So many training questions stand for all; every calibration question is there."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from expert_router.artifacts import MANIFEST, read_artifact, write_artifact
 from expert_router.errors import ConfigError
-from expert_router.routing.evidence import words_of
+from expert_router.routing.evidence import strongest_word
+from expert_router.routing.head import sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,9 +46,7 @@ class AddedHead:
         """That the question needs the expert; ``passages`` is what its texts say (``TermIndex.evidence``)."""
         scale, word, passage, shift = self.calibration_F
         logit = float(vector_D @ self.weights_D) + self.bias
-        strongest = max((self.words.get(each, 0.0) for each in words_of(text)), default=0.0)
-        z = scale * logit + word * strongest + passage * passages + shift
-        return float(1.0 / (1.0 + np.exp(-np.clip(z, -40.0, 40.0))))
+        return float(sigmoid(scale * logit + word * strongest_word(self.words, text) + passage * passages + shift))
 
     def save(self, folder: Path) -> None:
         arrays = io.BytesIO()

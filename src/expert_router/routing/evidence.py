@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
 _WORD = re.compile(r"[a-z0-9']+")
-_SMOOTHING = 0.5
+SMOOTHING = 0.5
+"""So much is added to every word's count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def strongest_word(weights: Mapping[str, float], text: str) -> float:
+    """The largest weight that a word of the text has; 0 for words without one."""
+    return max((weights.get(word, 0.0) for word in words_of(text)), default=0.0)
+
+
 def fit_evidence(examples: Iterable[tuple[str, frozenset[str]]], experts: Sequence[str]) -> WordEvidence:
     """``examples`` are pairs of a question and the experts it needs (none: an empty set)."""
     pairs = [(words_of(text), needed) for text, needed in examples]
@@ -71,4 +77,4 @@ def fit_evidence(examples: Iterable[tuple[str, frozenset[str]]], experts: Sequen
 
 
 def _log_rates(counts_V: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.log((counts_V + _SMOOTHING) / (counts_V.sum() + _SMOOTHING * max(1, len(counts_V)))))
+    return np.asarray(np.log((counts_V + SMOOTHING) / (counts_V.sum() + SMOOTHING * max(1, len(counts_V)))))

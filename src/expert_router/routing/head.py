@@ -35,7 +35,7 @@ class LinearHead:
 
     def probabilities(self, features_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Shape (N, L), each in [0, 1], independent of each other, as they are before calibration."""
-        return np.asarray(_sigmoid(self.logits(features_ND)), dtype=np.float32)
+        return np.asarray(sigmoid(self.logits(features_ND)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Calibration:
         """Shape (N, L); ``features_NLX`` has X further features for each label, perhaps none."""
         inputs_NLF = np.concatenate([logits_NL[..., None], features_NLX], axis=2)
         scaled_NL = (inputs_NLF * self.weights_LF[:, :-1]).sum(axis=2) + self.weights_LF[:, -1]
-        return np.asarray(_sigmoid(scaled_NL), dtype=np.float32)
+        return np.asarray(sigmoid(scaled_NL), dtype=np.float32)
 
 
 def fit_head(features_ND: NDArray[np.float32], labels_NL: NDArray[np.bool_], l2: float) -> LinearHead:
@@ -102,7 +102,7 @@ def fit_weighted(
     w = np.zeros(x.shape[1]) if start is None else start
     now = cost(w)
     for _ in range(MAX_STEPS):
-        p = _sigmoid(x @ w)
+        p = sigmoid(x @ w)
         gradient = x.T @ (weights_N * (p - y)) + penalty * (w - centre)
         curvature = weights_N * np.maximum(p * (1 - p), 1e-9)
         bend = (half.T * curvature.astype(np.float32)) @ half
@@ -125,7 +125,7 @@ def _fit_logistic(x_ND: Floats, y_N: Floats, l2: float, max_steps: int = 30, tol
     penalty = np.diag(np.r_[np.full(x_ND.shape[1], l2), 1e-6])
     w = np.zeros(x.shape[1])
     for _ in range(max_steps):
-        p = _sigmoid(x @ w)
+        p = sigmoid(x @ w)
         gradient = x.T @ (p - y_N) + penalty @ w
         curvature = np.maximum(p * (1 - p), 1e-6)
         step = np.linalg.solve((x.T * curvature) @ x + penalty, gradient)
@@ -135,5 +135,5 @@ def _fit_logistic(x_ND: Floats, y_N: Floats, l2: float, max_steps: int = 30, tol
     return w
 
 
-def _sigmoid(z: NDArray[np.floating]) -> Floats:
+def sigmoid(z: NDArray[np.floating] | np.floating) -> Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -40.0, 40.0))), dtype=np.float64)

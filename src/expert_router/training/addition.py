@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expert_router.routing.added import AddedHead
-from expert_router.routing.evidence import words_of
+from expert_router.routing.evidence import SMOOTHING, strongest_word, words_of
 from expert_router.routing.head import fit_weighted
 
 if TYPE_CHECKING:
@@ -41,38 +42,42 @@ CLAIMED_OF_BACKGROUND = 0.01
 """So much of the background an expert with fewer examples claims."""
 CALIBRATION_L2 = 10.0
 SHIFT_L2 = 1.0
-SMOOTHING = 0.5
 LOOKS_ALIKE = 0.5
 """A question for nobody is left out when it is nearer to the examples' centre than half of them are to the others'."""
 
 
 @dataclass(frozen=True)
 class Background:
-    """Questions of other fields and of none, and their embeddings."""
+    """Questions of other fields and of none, and their embeddings.
+
+    One made of another, its ``origin``, keeps the other's directions: they cost more than all else.
+    """
 
     questions: Sequence[LabelledQuestion]
     vectors_BD: Floats
+    origin: Background | None = None
 
     @cached_property
     def principal(self) -> Floats:
         """Shape (K, D): its ``DIRECTIONS`` first principal directions."""
+        if self.origin is not None:
+            return self.origin.principal
         centred_BD = self.vectors_BD - self.vectors_BD.mean(axis=0)
         _, vectors_DD = np.linalg.eigh(centred_BD.T @ centred_BD)
         return np.asarray(vectors_DD.T[::-1][:DIRECTIONS], dtype=np.float32)
 
     def and_(self, other: Background) -> Background:
         """Both, in the directions of this one."""
-        return self._of([*self.questions, *other.questions], np.concatenate([self.vectors_BD, other.vectors_BD]))
+        vectors_BD = np.concatenate([self.vectors_BD, other.vectors_BD])
+        return Background([*self.questions, *other.questions], vectors_BD, self)
 
     def without(self, experts: Iterable[str]) -> Background:
         """The questions that need none of the experts, in the directions of all."""
-        kept = [n for n, question in enumerate(self.questions) if question.experts.isdisjoint(experts)]
-        return self._of([self.questions[n] for n in kept], self.vectors_BD[kept])
+        return self.only(np.array([question.experts.isdisjoint(experts) for question in self.questions], dtype=bool))
 
-    def _of(self, questions: Sequence[LabelledQuestion], vectors_BD: Floats) -> Background:
-        other = Background(questions, vectors_BD)
-        other.__dict__["principal"] = self.principal
-        return other
+    def only(self, kept_B: NDArray[np.bool_]) -> Background:
+        """Some of its questions, in the directions of all."""
+        return Background(list(compress(self.questions, kept_B)), self.vectors_BD[kept_B], self)
 
 
 def fit_addition(
@@ -85,10 +90,8 @@ def fit_addition(
     basis_DR = _basis(vectors_ND, background)
     features_MR = (np.concatenate([vectors_ND, others.vectors_BD]) @ basis_DR).astype(np.float64)
     own_M = np.arange(len(texts)) < len(examples)
-    weights = _fit_head(features_MR, own_M, None)
-    inside, outside = (
-        _counts([t for t, own in zip(texts, own_M, strict=True) if own == side]) for side in (True, False)
-    )
+    weights = _fit_head(features_MR, own_M)
+    inside, outside = _counts(texts[: len(examples)]), _counts(texts[len(examples) :])
     prior_F = shared.weights_LF[:-1].mean(axis=0).astype(np.float64)
     if len(examples) < FEWEST_HELD_OUT:
         logits_B = features_MR[~own_M] @ weights[:-1] + weights[-1]
@@ -132,8 +135,8 @@ def _not_alike(background: Background, vectors_ND: Floats) -> Background:
         float(np.quantile((vectors_ND * others_ND).sum(axis=1) / norms_N, LOOKS_ALIKE)) if len(vectors_ND) > 1 else 1.0
     )
     cosines_B = background.vectors_BD @ (centre_D / np.linalg.norm(centre_D))
-    kept = [n for n, q in enumerate(background.questions) if q.experts or cosines_B[n] <= near]
-    return Background([background.questions[n] for n in kept], background.vectors_BD[kept])
+    needed_B = np.array([bool(question.experts) for question in background.questions])
+    return background.only(needed_B | (cosines_B <= near))
 
 
 def _balanced(own_M: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -143,7 +146,7 @@ def _balanced(own_M: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _fit_head(
-    features_MR: NDArray[np.float64], own_M: NDArray[np.bool_], start: NDArray[np.float64] | None
+    features_MR: NDArray[np.float64], own_M: NDArray[np.bool_], start: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
     penalty = np.append(np.full(features_MR.shape[1], L2), 1e-6)
     return fit_weighted(features_MR, own_M, _balanced(own_M), penalty, start=start)
@@ -166,7 +169,7 @@ def _held_out(
         held_out_M2[out_M, 0] = features_MR[out_M] @ fitted[:-1] + fitted[-1]
         words = _word_weights(_counts([texts[n] for n in np.flatnonzero(own_M & ~out_M).tolist()]), outside)
         for n in np.flatnonzero(out_M).tolist():
-            held_out_M2[n, 1] = max((words.get(word, 0.0) for word in words_of(texts[n])), default=0.0)
+            held_out_M2[n, 1] = strongest_word(words, texts[n])
     return held_out_M2
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from expert_router.knowledge.corpus import sentences
-from expert_router.knowledge.index import titled
+from expert_router.knowledge.index import titled, whole
 from expert_router.training.examples import holds_key, passage_holds
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def build_readings(
             Reading(
                 item.question,
                 tuple(titled(passage, line) for line in answering),
-                f"{passage.title}. {passage.text}",
+                whole(passage),
                 tuple(titled(passage, line) for line in said if line not in answering),
                 tuple(alike[:MOST_ALIKE]),
             )

@@ -41,6 +41,8 @@ CALIBRATION_PAIRS = 0.25
 FEWEST_TO_VOTE = 30
 FOLDS = 5
 FOLLOW_UP_L2 = 1.0
+FOLLOW_UP_COVERAGE = 0.95
+"""Whatever serving is set to: from 0.8 to 0.95 the same 600 written turns are unclear (659 at 0.99)."""
 _GRID = np.round(np.arange(0.2, 0.81, 0.02), 2)
 
 
@@ -96,7 +98,7 @@ def fit_follow_up(
     Fitted on turns after the first that no expert claims for sure by themselves: they need whom the turn before them
     needed, or nobody. Raises ``DataError`` when the dialogues have too few of either.
     """
-    router = EmbeddingRouter(encoder, artifact, terms, coverage=0.95)
+    router = EmbeddingRouter(encoder, artifact, terms, FOLLOW_UP_COVERAGE)
     features, goes_on = [], []
     for dialogue in dialogues:
         before: frozenset[str] = frozenset()

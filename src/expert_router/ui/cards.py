@@ -7,76 +7,32 @@ sanitised markdown (``plain_markdown``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from expert_router.types import AUTO, GENERAL
-from expert_router.ui.markup import div as _div
-from expert_router.ui.markup import percent as _percent
-from expert_router.ui.markup import text as _text
-from expert_router.ui.markup import waiting as _waiting
+from expert_router.ui.catalogue import GENERAL_TITLE
+from expert_router.ui.markup import bar, div, percent, text, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from expert_router.types import Explanation, Passage, Scores, Served
-    from expert_router.ui.client import Done, Failed, Model, Routed
+    from expert_router.types import Passage, Scores, Served
+    from expert_router.ui.catalogue import Catalogue
+    from expert_router.ui.client import Done, Routed
     from expert_router.ui.conversation import Exchange, Part
 
-COLOURS = 8
-"""How many expert colours style.css defines."""
-GENERAL_TITLE = "General (no expert)"
 _MAX_BARS = 4
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _LINKED_CITATION = re.compile(r"(?<!\\)\[(\d{1,2})\](?=[:(])")
 """A citation that markdown would take for a link, and so hide."""
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """What the server told: the names that can answer, and why questions went where they did.
-
-    ``models`` are in the server's order; titles and colours follow from it. ``explanations`` are by what the person
-    said, the question last: whoever routes knows nothing else.
-    """
-
-    models: tuple[Model, ...] = ()
-    explanations: Mapping[tuple[str, ...], Explanation | Failed] = field(default_factory=dict)
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        return tuple(model.name for model in self.models if model.name not in {AUTO, GENERAL})
-
-    @property
-    def choices(self) -> list[tuple[str, str]]:
-        """(title, name) of everything that a question can be sent to."""
-        experts = [(self.title(name), name) for name in self.experts]
-        return [("Automatic", AUTO), *experts, ("General", GENERAL)]
-
-    @property
-    def examples(self) -> list[str]:
-        """Up to two questions of each expert, taking turns, then of the others."""
-        ordered = sorted(self.models, key=lambda model: model.name in {AUTO, GENERAL})
-        return [model.examples[turn] for turn in (0, 1) for model in ordered if len(model.examples) > turn][:6]
-
-    def title(self, name: str) -> str:
-        if name == GENERAL:
-            return GENERAL_TITLE
-        return next((model.title for model in self.models if model.name == name), name.replace("_", " ").capitalize())
-
-    def colour(self, name: str) -> str:
-        """The CSS class of a name's colour."""
-        if name in self.experts:
-            return f"er-c{self.experts.index(name) % COLOURS}"
-        return "er-none"
-
-
-def plain_markdown(text: str) -> str:
+def plain_markdown(said: str) -> str:
     """Text of a model or a person, as markdown that can hold neither HTML nor pictures: both show as typed.
 
     A citation like [1] stays one, whatever follows it.
     """
-    parts = _CODE.split(text)
+    parts = _CODE.split(said)
     parts[::2] = [_plain(part) for part in parts[::2]]
     return "".join(parts)
 
@@ -91,13 +47,13 @@ def decision_card(exchange: Exchange, catalogue: Catalogue, reasons: str = "") -
         return ""
     if routed is None:
         what = "Choosing who answers" if exchange.model == AUTO else f"Asking {catalogue.title(exchange.model)}"
-        return _div("er-card er-none", _waiting(what), kind="pending")
-    head = _div("er-head", _badges(routed, catalogue) + _runner_up(routed, catalogue))
-    reason = f'<p class="er-reason">{_text(routed.decision.reason)}</p>'
+        return div("er-card er-none", waiting(what), kind="pending")
+    head = div("er-head", _badges(routed, catalogue) + _runner_up(routed, catalogue))
+    reason = f'<p class="er-reason">{text(routed.decision.reason)}</p>'
     scores = routed.decision.scores
     bars = _bars(scores, routed.decision.experts, catalogue) if scores else ""
-    cost = _div("er-cost", _cost(exchange.done)) if exchange.done else ""
-    return _div(
+    cost = div("er-cost", _cost(exchange.done)) if exchange.done else ""
+    return div(
         f"er-card {_card_colour(routed, catalogue)}", head + reason + bars + cost + reasons, kind=routed.decision.kind
     )
 
@@ -106,19 +62,19 @@ def footnote(exchange: Exchange) -> str:
     """What stands in place of the text or below it: that it is coming, was stopped, or what went wrong."""
     match exchange.progress:
         case "answering" if not exchange.text:
-            return _div("er-foot", _waiting("Answering"))
+            return div("er-foot", waiting("Answering"))
         case "stopped":
-            return _div("er-foot er-stopped", "Stopped.")
+            return div("er-foot er-stopped", "Stopped.")
         case "failed":
             what = "The answer broke off." if exchange.text else "No answer."
-            return _div("er-problem", f"<strong>{what}</strong> {_text(exchange.problem)}", role="alert")
+            return div("er-problem", f"<strong>{what}</strong> {text(exchange.problem)}", role="alert")
         case _:
             return ""
 
 
 def noted(said: str) -> str:
     """That what the person said was taken down."""
-    return _div("er-foot", _text(said), role="status")
+    return div("er-foot", text(said), role="status")
 
 
 def sources(exchange: Exchange, catalogue: Catalogue) -> str:
@@ -133,7 +89,7 @@ def sources(exchange: Exchange, catalogue: Catalogue) -> str:
 
 
 def banner(problem: str, hint: str) -> str:
-    return _div("er-banner", f"<strong>{_text(problem)}</strong> {_text(hint)}", role="alert")
+    return div("er-banner", f"<strong>{text(problem)}</strong> {text(hint)}", role="alert")
 
 
 def header() -> str:
@@ -147,24 +103,24 @@ def welcome(catalogue: Catalogue) -> str:
     """What an empty conversation shows: who can answer."""
     about = {model.name: model.description for model in catalogue.models}
     rows = "".join(
-        f'<li class="{catalogue.colour(name)}"><b>{_text(catalogue.title(name))}</b> {_text(about[name])}</li>'
+        f'<li class="{catalogue.colour(name)}"><b>{text(catalogue.title(name))}</b> {text(about[name])}</li>'
         for name in catalogue.experts
     )
     experts = f'<ul class="er-experts">{rows}</ul>' if rows else ""
     return f'<div class="er-welcome"><h2>What would you like to know?</h2>{experts}</div>'
 
 
-def _plain(text: str) -> str:
-    return _LINKED_CITATION.sub(r"\\[\1\\]", text.replace("<", "&lt;").replace("![", "!\\["))
+def _plain(said: str) -> str:
+    return _LINKED_CITATION.sub(r"\\[\1\\]", said.replace("<", "&lt;").replace("![", "!\\["))
 
 
 def _group(part: Part, catalogue: Catalogue, *, named: bool) -> str:
     """One expert's passages; they are counted within it, so its name stands above where several answer."""
-    name = f'<p class="er-by">{_text(catalogue.title(part.expert))}</p>' if named else ""
+    name = f'<p class="er-by">{text(catalogue.title(part.expert))}</p>' if named else ""
     passages = [(number, found.passage) for number, found in enumerate(part.found, start=1)]
     cited = "".join(_source(number, passage) for number, passage in passages if number in part.cited)
     others = [_source(number, passage) for number, passage in passages if number not in part.cited]
-    return _div(f"er-group {catalogue.colour(part.expert)}", name + cited + _looked_at(others, also=bool(cited)))
+    return div(f"er-group {catalogue.colour(part.expert)}", name + cited + _looked_at(others, also=bool(cited)))
 
 
 def _looked_at(others: Sequence[str], *, also: bool) -> str:
@@ -177,10 +133,10 @@ def _looked_at(others: Sequence[str], *, also: bool) -> str:
 
 def _source(number: int, passage: Passage) -> str:
     head = (
-        f'<span class="er-number">[{number}]</span><span class="er-titled">{_text(passage.title)} '
-        f'<span class="er-file">{_text(passage.file)}</span></span>'
+        f'<span class="er-number">[{number}]</span><span class="er-titled">{text(passage.title)} '
+        f'<span class="er-file">{text(passage.file)}</span></span>'
     )
-    return f'<details class="er-source"><summary>{head}</summary><p>{_text(passage.text)}</p></details>'
+    return f'<details class="er-source"><summary>{head}</summary><p>{text(passage.text)}</p></details>'
 
 
 def _badges(routed: Routed, catalogue: Catalogue) -> str:
@@ -201,11 +157,11 @@ def _badges(routed: Routed, catalogue: Catalogue) -> str:
 
 
 def _badge(title: str, colour: str) -> str:
-    return f'<span class="er-badge {colour}">{_text(title)}</span>'
+    return f'<span class="er-badge {colour}">{text(title)}</span>'
 
 
 def _score(score: float | None) -> str:
-    return "" if score is None else f'<span class="er-score">{_percent(score)}</span>'
+    return "" if score is None else f'<span class="er-score">{percent(score)}</span>'
 
 
 def _proof(served: Served | None) -> str:
@@ -213,9 +169,9 @@ def _proof(served: Served | None) -> str:
     if served is None:
         return ""
     if served.adapter is None:
-        return f'<span class="er-proof" title="{_text(served.base)}, without an adapter">base model</span>'
+        return f'<span class="er-proof" title="{text(served.base)}, without an adapter">base model</span>'
     about = f"{served.base} with the adapter {served.adapter}"
-    return f'<span class="er-proof" title="{_text(about)}">adapter {_text(served.adapter[:8])}</span>'
+    return f'<span class="er-proof" title="{text(about)}">adapter {text(served.adapter[:8])}</span>'
 
 
 def _runner_up(routed: Routed, catalogue: Catalogue) -> str:
@@ -223,26 +179,17 @@ def _runner_up(routed: Routed, catalogue: Catalogue) -> str:
     if not name:
         return ""
     score = None if scores is None else scores.none if name == GENERAL else scores.experts.get(name)
-    shown = "" if score is None else f" {_percent(score)}"
-    return f'<span class="er-note">Runner-up: {_text(catalogue.title(name))}{shown}</span>'
+    shown = "" if score is None else f" {percent(score)}"
+    return f'<span class="er-note">Runner-up: {text(catalogue.title(name))}{shown}</span>'
 
 
 def _bars(scores: Scores, chosen: Iterable[str], catalogue: Catalogue) -> str:
     rows = [
-        _bar(catalogue.title(name), score, f"{catalogue.colour(name)}{' er-chosen' if name in chosen else ''}")
+        bar(catalogue.title(name), score, f"{catalogue.colour(name)}{' er-chosen' if name in chosen else ''}")
         for name, score in scores.ranked()[:_MAX_BARS]
     ]
-    rows.append(_bar("None of them", scores.none, "er-none"))
-    return _div("er-bars", "".join(rows))
-
-
-def _bar(title: str, score: float, classes: str) -> str:
-    width = f"{min(max(score, 0.0), 1.0):.1%}"
-    return (
-        f'<div class="er-bar {classes}"><span class="er-name">{_text(title)}</span>'
-        f'<span class="er-track"><span class="er-fill" style="width:{width}"></span></span>'
-        f'<span class="er-percent">{_percent(score)}</span></div>'
-    )
+    rows.append(bar("None of them", scores.none, "er-none"))
+    return div("er-bars", "".join(rows))
 
 
 def _card_colour(routed: Routed, catalogue: Catalogue) -> str:

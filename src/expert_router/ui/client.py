@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import httpx2
 
 from expert_router.errors import ConfigError
-from expert_router.types import AUTO, Found, Passage, Served, Sources, Timings, Usage
-from expert_router.ui.wire import parse_decision, parse_explanation
+from expert_router.types import AUTO, Sources, Timings, Usage
+from expert_router.ui.wire import parse_decision, parse_explanation, parse_served, parse_sources, parse_timings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
-    from expert_router.types import Decision, Explanation, Message, Rating
+    from expert_router.types import Decision, Explanation, Message, Rating, Served
 
 CONNECT_TIMEOUT_S = 4.0
 SILENCE_TIMEOUT_S = 60.0
 """The longest silence that still counts as working; the API sends a comment every 15 s while it works."""
 
 BROKEN_OFF = "The connection to the backend broke before the answer was complete."
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +101,20 @@ class ChatClient:
 
     async def models(self) -> tuple[Model, ...] | Failed:
         """The names that ``stream_chat`` accepts, in the server's order."""
-        try:
-            async with self._connect(self._connect_timeout_s) as http:
-                response = await http.get("/v1/models")
-            if response.is_error:
-                return Failed(_refusal(response))
+
+        def parse(response: httpx2.Response) -> tuple[Model, ...]:
             return tuple(_parse_model(entry) for entry in response.json()["data"])
-        except httpx2.TransportError as error:
-            return self._failure(error, self._connect_timeout_s)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return self._not_understood()
+
+        return await self._request("GET", "/v1/models", self._connect_timeout_s, parse)
 
     async def explain(self, question: str, history: Sequence[str] = ()) -> Explanation | Failed:
         """Why the question goes where it goes; ``history`` holds the earlier user turns, oldest first."""
-        try:
-            async with self._connect(self._silence_timeout_s) as http:
-                response = await http.post("/v1/explain", json={"query": question, "history": list(history)})
-            return Failed(_refusal(response)) if response.is_error else parse_explanation(response.json())
-        except httpx2.TransportError as error:
-            return self._failure(error, self._silence_timeout_s)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return self._not_understood()
+
+        def parse(response: httpx2.Response) -> Explanation:
+            return parse_explanation(response.json())
+
+        asked = {"query": question, "history": list(history)}
+        return await self._request("POST", "/v1/explain", self._silence_timeout_s, parse, asked)
 
     async def stream_chat(self, messages: Sequence[Message], model: str = AUTO) -> AsyncGenerator[Event]:
         """Ask, and yield ``Routed``, then ``Section``, ``Sources`` and ``Text``, then ``Done``; or ``Failed``, last.
@@ -160,13 +154,25 @@ class ChatClient:
 
     async def send_feedback(self, decision: str, rating: Rating | None = None, expert: str = "") -> Failed | None:
         """Say whether a decision was right, or who should have answered. ``Failed`` when it was not taken down."""
-        said = {"rating": rating, "expert": expert or None}
+        said = {"decision": decision, "rating": rating, "expert": expert or None}
+        return await self._request("POST", "/v1/feedback", self._connect_timeout_s, lambda _: None, said)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        silence_timeout_s: float,
+        parse: Callable[[httpx2.Response], T],
+        body: dict[str, Any] | None = None,
+    ) -> T | Failed:
         try:
-            async with self._connect(self._connect_timeout_s) as http:
-                response = await http.post("/v1/feedback", json={"decision": decision, **said})
+            async with self._connect(silence_timeout_s) as http:
+                response = await http.request(method, path, json=body)
+            return Failed(_refusal(response)) if response.is_error else parse(response)
         except httpx2.TransportError as error:
-            return self._failure(error, self._connect_timeout_s)
-        return Failed(_refusal(response)) if response.is_error else None
+            return self._failure(error, silence_timeout_s)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self._not_understood()
 
     def _connect(self, silence_timeout_s: float) -> httpx2.AsyncClient:
         timeout = httpx2.Timeout(silence_timeout_s, connect=self._connect_timeout_s)
@@ -217,13 +223,13 @@ class _ChunkReader:
             yield _parse_routed(extra)
         if "section" in extra:
             yield Section(extra["section"])
-        yield from _parse_sources(extra.get("sources") or ())
+        yield from parse_sources(extra.get("sources") or ())
         for choice in chunk["choices"][:1]:
             if text := choice["delta"].get("content"):
                 yield Text(text)
             self._truncated = self._truncated or choice.get("finish_reason") == "length"
         if "timings" in extra:
-            self._timings = _parse_timings(extra["timings"])
+            self._timings = parse_timings(extra["timings"])
         if usage := chunk.get("usage"):
             self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
 
@@ -249,22 +255,8 @@ def _parse_routed(extra: dict[str, Any]) -> Routed:
         parse_decision(extra["decision"]),
         tuple(extra["experts"]),
         dict(extra.get("titles") or {}),
-        {name: Served(str(each["base"]), each.get("adapter")) for name, each in (extra.get("served") or {}).items()},
+        parse_served(extra.get("served") or {}),
     )
-
-
-def _parse_sources(entries: Sequence[dict[str, Any]]) -> Iterator[Sources]:
-    for expert, group in groupby(entries, key=lambda entry: str(entry["expert"])):
-        yield Sources(expert, tuple(_parse_found(entry) for entry in group))
-
-
-def _parse_found(entry: dict[str, Any]) -> Found:
-    passage = Passage(str(entry["id"]), str(entry["title"]), str(entry["text"]), str(entry["file"]))
-    return Found(passage, float(entry["score"]))
-
-
-def _parse_timings(timings: dict[str, float | None]) -> Timings:
-    return Timings(timings.get("route_s"), timings.get("first_token_s"), timings.get("total_s"))
 
 
 def _refusal(response: httpx2.Response) -> str:

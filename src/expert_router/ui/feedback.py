@@ -11,7 +11,7 @@ from expert_router.types import GENERAL
 
 if TYPE_CHECKING:
     from expert_router.types import Rating
-    from expert_router.ui.cards import Catalogue
+    from expert_router.ui.catalogue import Catalogue
     from expert_router.ui.conversation import Exchange
 
 RIGHT, WRONG = "is right", "is wrong"

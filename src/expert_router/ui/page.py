@@ -18,6 +18,7 @@ import gradio as gr  # noqa: TID253 - reached only through ui.chat, whose functi
 
 from expert_router.types import AUTO
 from expert_router.ui import cards, feedback
+from expert_router.ui.catalogue import Catalogue
 from expert_router.ui.client import ChatClient, Failed, Text
 from expert_router.ui.conversation import Conversation
 from expert_router.ui.why import why
@@ -83,7 +84,7 @@ class _Page:
     def lay_out(self) -> None:
         self.conversation = gr.State(Conversation())
         self.number = gr.State(0)
-        self.catalogue = gr.State(cards.Catalogue())
+        self.catalogue = gr.State(Catalogue())
         self.ask_why = gr.Button("Why?", elem_id="er-ask-why")  # HEAD's script presses it; nobody sees it
         self.taken_down = gr.State(("", ""))
         self.recheck = gr.Timer(RECHECK_INTERVAL_S, active=False)
@@ -104,7 +105,7 @@ class _Page:
             allow_tags=False,
             group_consecutive_messages=False,
             latex_delimiters=[],
-            placeholder=cards.welcome(cards.Catalogue()),
+            placeholder=cards.welcome(Catalogue()),
         )
         with gr.Column(elem_id="er-composer", scale=0):
             self.box = gr.Textbox(
@@ -120,7 +121,7 @@ class _Page:
                 stop_btn=False,
             )
             self.choice = gr.Radio(
-                cards.Catalogue().choices, value=AUTO, label="Who answers", elem_id="er-choice", interactive=True
+                Catalogue().choices, value=AUTO, label="Who answers", elem_id="er-choice", interactive=True
             )
 
     def connect(self, blocks: gr.Blocks) -> None:
@@ -158,7 +159,7 @@ class _Page:
         blocks.load(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
         self.recheck.tick(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
 
-    async def look_up(self, catalogue: cards.Catalogue, choice: str) -> list[Update]:
+    async def look_up(self, catalogue: Catalogue, choice: str) -> list[Update]:
         """Ask the backend who can answer: at load, and again and again while it is down."""
         models = await self._client.models()
         if isinstance(models, Failed):
@@ -171,23 +172,21 @@ class _Page:
         return [catalogue, selector, start, *self._up()]
 
     def ask_typed(
-        self, question: str, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str
+        self, question: str, conversation: Conversation, number: int, catalogue: Catalogue, choice: str
     ) -> list[Update]:
         return self._ask(question, _current(conversation, number), catalogue, choice)
 
     def ask_example(
-        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str, event: gr.SelectData
+        self, conversation: Conversation, number: int, catalogue: Catalogue, choice: str, event: gr.SelectData
     ) -> list[Update]:
         return self._ask(event.value["text"], _current(conversation, number), catalogue, choice)
 
-    def ask_again(
-        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, choice: str
-    ) -> list[Update]:
+    def ask_again(self, conversation: Conversation, number: int, catalogue: Catalogue, choice: str) -> list[Update]:
         """Retry the last question, with what is chosen now: this is how another expert is tried."""
         return self._repeat(_current(conversation, number), catalogue, choice)
 
     def ask_option(
-        self, conversation: Conversation, number: int, catalogue: cards.Catalogue, _choice: str, event: gr.SelectData
+        self, conversation: Conversation, number: int, catalogue: Catalogue, _choice: str, event: gr.SelectData
     ) -> list[Update]:
         """The person said which expert was meant, so the last question goes there; ``rate`` takes the other choices."""
         if feedback.verdict_in(event.value) is not None:
@@ -206,7 +205,7 @@ class _Page:
         return decision, verdict
 
     def note(
-        self, taken_down: tuple[str, str], conversation: Conversation, number: int, catalogue: cards.Catalogue
+        self, taken_down: tuple[str, str], conversation: Conversation, number: int, catalogue: Catalogue
     ) -> list[Update]:
         """Show that it was taken down; a step of its own, as the person may have asked on in the meantime."""
         decision, verdict = taken_down
@@ -216,21 +215,21 @@ class _Page:
         conversation = conversation.with_last(replace(conversation.exchanges[-1], verdict=verdict))
         return [conversation, draw(conversation, catalogue)]
 
-    def _repeat(self, conversation: Conversation, catalogue: cards.Catalogue, model: str) -> list[Update]:
+    def _repeat(self, conversation: Conversation, catalogue: Catalogue, model: str) -> list[Update]:
         if not conversation.exchanges:
             raise gr.Error("The server no longer knows this conversation.", title="Ask again", print_exception=False)
         _refuse_while_busy(conversation)
         question = conversation.exchanges[-1].question
         return self._ask(question, conversation.without_last(), catalogue, model)
 
-    def _ask(self, question: str, conversation: Conversation, catalogue: cards.Catalogue, model: str) -> list[Update]:
+    def _ask(self, question: str, conversation: Conversation, catalogue: Catalogue, model: str) -> list[Update]:
         _refuse_while_busy(conversation)
         if not question.strip():
             raise gr.Error("", visible=False, print_exception=False)
         conversation = conversation.ask(question.strip(), model)
         return [conversation, draw(conversation, catalogue), gr.Textbox("", submit_btn=False, stop_btn=STOP)]
 
-    async def answer(self, conversation: Conversation, catalogue: cards.Catalogue) -> AsyncIterator[list[Update]]:
+    async def answer(self, conversation: Conversation, catalogue: Catalogue) -> AsyncIterator[list[Update]]:
         """Stream the answer to the last question."""
         exchange = conversation.exchanges[-1]
         drawn_at = 0.0
@@ -244,16 +243,16 @@ class _Page:
                 yield [conversation, draw(conversation, catalogue), *status]
                 drawn_at = time.monotonic()
 
-    def settle(self, conversation: Conversation, number: int, catalogue: cards.Catalogue) -> list[Update]:
+    def settle(self, conversation: Conversation, number: int, catalogue: Catalogue) -> list[Update]:
         conversation = _current(conversation, number).settled()
         return [conversation, draw(conversation, catalogue), gr.Textbox(submit_btn=SEND, stop_btn=False)]
 
-    def start_anew(self, number: int, catalogue: cards.Catalogue) -> list[Update]:
+    def start_anew(self, number: int, catalogue: Catalogue) -> list[Update]:
         # With nothing to forget the catalogue stays as it is: who clicks as the page opens must not undo ``look_up``.
         cleared = replace(catalogue, explanations={}) if catalogue.explanations else gr.skip()
         return [number + 1, cleared, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
 
-    async def explain(self, conversation: Conversation, catalogue: cards.Catalogue) -> cards.Catalogue:
+    async def explain(self, conversation: Conversation, catalogue: Catalogue) -> Catalogue:
         """Ask why the last question went where it went."""
         if not conversation.exchanges:
             return catalogue
@@ -261,7 +260,7 @@ class _Page:
         found = await self._client.explain(turns[-1], turns[:-1])
         return replace(catalogue, explanations={**catalogue.explanations, turns: found})
 
-    def redraw(self, conversation: Conversation, number: int, catalogue: cards.Catalogue) -> Update:
+    def redraw(self, conversation: Conversation, number: int, catalogue: Catalogue) -> Update:
         return draw(_current(conversation, number), catalogue)
 
     def _down(self, failed: Failed) -> list[Update]:
@@ -271,7 +270,7 @@ class _Page:
         return [gr.HTML("", visible=False), gr.Timer(active=False)]
 
 
-def draw(conversation: Conversation, catalogue: cards.Catalogue) -> list[gr.ChatMessage]:
+def draw(conversation: Conversation, catalogue: Catalogue) -> list[gr.ChatMessage]:
     """A conversation as messages; only the last exchange offers a choice of experts, and to say why."""
     messages: list[gr.ChatMessage] = []
     for number, exchange in enumerate(conversation.exchanges):
@@ -283,7 +282,7 @@ def draw(conversation: Conversation, catalogue: cards.Catalogue) -> list[gr.Chat
     return messages
 
 
-def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue, reasons: str) -> Iterator[gr.ChatMessage]:
+def _draw_exchange(exchange: Exchange, catalogue: Catalogue, reasons: str) -> Iterator[gr.ChatMessage]:
     """The question, who answers, the answer, its sources. Only text that stands alone can be copied."""
     yield gr.ChatMessage(cards.plain_markdown(exchange.question), "user")
     if card := cards.decision_card(exchange, catalogue, reasons):
@@ -298,7 +297,7 @@ def _draw_exchange(exchange: Exchange, catalogue: cards.Catalogue, reasons: str)
         yield gr.ChatMessage(gr.HTML(cards.noted(feedback.said(exchange.verdict, catalogue))))
 
 
-def _options(exchange: Exchange, catalogue: cards.Catalogue) -> list[dict[str, str]]:
+def _options(exchange: Exchange, catalogue: Catalogue) -> list[dict[str, str]]:
     """Whom the person may have meant, or what they may say of who answered."""
     if exchange.routed is None:
         return []

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from expert_router.types import GENERAL
 from expert_router.ui.client import Failed
-from expert_router.ui.markup import div, percent, text, waiting
+from expert_router.ui.markup import bar, div, percent, text, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from expert_router.types import Explanation, NearestExample, WordWeight
-    from expert_router.ui.cards import Catalogue
+    from expert_router.ui.catalogue import Catalogue
     from expert_router.ui.conversation import Exchange
 
     Found = Explanation | Failed
@@ -97,25 +97,15 @@ def _scores(explanation: Explanation, catalogue: Catalogue) -> str:
         return ""
     chosen = explanation.decision.experts
     rows = [
-        _bar(catalogue.title(name), p, thresholds.accept, f"{catalogue.colour(name)}{' er-chosen' * (name in chosen)}")
+        bar(catalogue.title(name), p, f"{catalogue.colour(name)}{' er-chosen' * (name in chosen)}", thresholds.accept)
         for name, p in scores.ranked()
     ]
-    rows.append(_bar(NONE_OF_THEM, scores.none, thresholds.clarify, "er-none"))
+    rows.append(bar(NONE_OF_THEM, scores.none, "er-none", thresholds.clarify))
     hint = (
         f"Marked: an expert is needed from {percent(thresholds.accept)}; whoever reaches "
         f"{percent(thresholds.clarify)}, none of them included, may be meant."
     )
     return _part("The scores", div("er-bars", "".join(rows)) + f'<p class="er-hint">{text(hint)}</p>')
-
-
-def _bar(title: str, score: float, threshold: float, classes: str) -> str:
-    fill, mark = (f"{min(max(share, 0.0), 1.0):.1%}" for share in (score, threshold))
-    return (
-        f'<div class="er-bar {classes}"><span class="er-name">{text(title)}</span>'
-        f'<span class="er-track"><span class="er-fill" style="width:{fill}"></span>'
-        f'<span class="er-mark" style="left:{mark}"></span></span>'
-        f'<span class="er-percent">{percent(score)}</span></div>'
-    )
 
 
 def _nearest(examples: tuple[NearestExample, ...] | None, catalogue: Catalogue) -> str:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from expert_router.types import Decision, Explanation, NearestExample, Scores, Thresholds, WordWeight
+from expert_router.types import (
+    Decision,
+    Explanation,
+    Found,
+    NearestExample,
+    Passage,
+    Scores,
+    Served,
+    Sources,
+    Thresholds,
+    Timings,
+    WordWeight,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 def parse_decision(decision: dict[str, Any]) -> Decision:
@@ -34,9 +50,27 @@ def parse_explanation(body: dict[str, Any]) -> Explanation:
     )
 
 
+def parse_served(served: Mapping[str, dict[str, Any]]) -> dict[str, Served]:
+    return {name: Served(str(each["base"]), each.get("adapter")) for name, each in served.items()}
+
+
+def parse_sources(entries: Sequence[dict[str, Any]]) -> Iterator[Sources]:
+    for expert, group in groupby(entries, key=lambda entry: str(entry["expert"])):
+        yield Sources(expert, tuple(_parse_found(entry) for entry in group))
+
+
+def parse_timings(timings: dict[str, float | None]) -> Timings:
+    return Timings(timings.get("route_s"), timings.get("first_token_s"), timings.get("total_s"))
+
+
 def _parse_scores(scores: dict[str, float]) -> Scores:
     experts = {name: float(score) for name, score in scores.items() if name != "none"}
     return Scores(experts, float(scores.get("none", 0.0)))
+
+
+def _parse_found(entry: dict[str, Any]) -> Found:
+    passage = Passage(str(entry["id"]), str(entry["title"]), str(entry["text"]), str(entry["file"]))
+    return Found(passage, float(entry["score"]))
 
 
 def _parse_word(entry: dict[str, Any]) -> WordWeight:
