@@ -16,7 +16,7 @@ import pytest
 
 from expert_router.artifacts import load_experts
 from expert_router.catalogue import Catalogue
-from expert_router.errors import ConfigError, InvalidRequestError, UnknownModelError
+from expert_router.errors import ConfigError, DataError, InvalidRequestError, UnknownModelError
 from expert_router.live.experts import FEW_EXAMPLES, LiveExperts
 from expert_router.live.proposal import Proposal, TaughtExample
 from expert_router.serving.build import build_system
@@ -356,6 +356,16 @@ class NoRoses(Parts):
     @cached_property
     def encoder(self) -> Any:
         return NoRosesEncoder()
+
+
+def test_without_other_questions_nothing_can_be_learnt(
+    tmp_path: Path, home: Path, loaded: Parts, catalogue: Path
+) -> None:
+    shutil.copytree(home, tmp_path / "bare", ignore=shutil.ignore_patterns("routing_*.csv"))
+    bare = start(settings_of(tmp_path / "bare", catalogue, "embedding"), loaded)
+    with pytest.raises(DataError, match=r"and .*processed has none\. They come from: expert-router prepare"):
+        bare.live.add(gardening())
+    assert bare.live.catalogue.current().number == 0
 
 
 def test_an_expert_whose_texts_cannot_be_embedded_is_not_served(home: Path, catalogue: Path) -> None:

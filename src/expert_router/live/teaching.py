@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
 from expert_router.data.labelled import LabelledQuestion, read_labelled
+from expert_router.errors import DataError
 from expert_router.routing.added import load_added
 from expert_router.training.addition import Background, fit_addition
 from expert_router.vectors import embed_texts
@@ -37,7 +38,10 @@ class Teacher:
 
     @cached_property
     def background(self) -> Background:
-        """The project's calibration questions and some of its training questions, as far as there are files of them."""
+        """The project's calibration questions and some of its training questions, as far as there are files of them.
+
+        Raises ``DataError`` when there are none.
+        """
         settings = self._parts.settings
         folder = settings.resolve(settings.paths.data) / "processed"
         train, calibration = (folder / f"routing_{split}.csv" for split in ("train", "calibration"))
@@ -46,6 +50,11 @@ class Teacher:
             all_of_them = read_labelled(train)
             sampled = random.Random(0).sample(all_of_them, min(BACKGROUND_TRAIN, len(all_of_them)))  # noqa: S311
             questions += sampled
+        if not questions:
+            raise DataError(
+                f"The router learns a new expert by what sets it apart from other questions, and {folder} has none. "
+                "They come from: expert-router prepare"
+            )
         return self._embedded(questions)
 
     def heads(self, name: str, examples: Sequence[str], version: Version) -> dict[str, AddedHead]:
