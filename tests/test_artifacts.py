@@ -23,7 +23,7 @@ from expert_router.artifacts import (
 from expert_router.errors import ConfigError
 from expert_router.evaluation.questions import unanswerable_questions
 from expert_router.knowledge.corpus import read_corpus
-from expert_router.training.examples import read_reading
+from expert_router.training.examples import read_questions, read_reading
 from expert_router.types import Abstention, Adapter, ModelVariant
 from support import ROOT, run_on_full_disk
 
@@ -500,3 +500,7 @@ def test_the_shipped_experts_are_whole() -> None:
         assert min(len(measured), len(calibrating)) >= 100
         assert not measured & calibrating
         assert not (measured | calibrating) & {item.question for item in reading}
+        assert expert.unseen is not None
+        unseen = {item.question for item in read_questions(expert.unseen)}
+        assert len(unseen) >= 150
+        assert not unseen & {item.question for item in reading}

@@ -211,7 +211,7 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         raise ValueError(f"the name {name!r} must be a lower-case word other than {AUTO!r} and {GENERAL!r}")
     if name != path.parent.name:
         raise ValueError(f"the name {name!r} differs from its folder {path.parent.name!r}")
-    data = _table(manifest, "data", {"questions", "split_name", "knowledge", "reading", "unanswerable"})
+    data = _table(manifest, "data", {"questions", "split_name", "knowledge", "reading", "unanswerable", "unseen"})
     adapters = _adapters(manifest.get("adapters", {}), path.parent)
     return Expert(
         name=name,
@@ -227,6 +227,7 @@ def _expert_from(manifest: dict[str, Any], path: Path, home: Path) -> Expert:
         knowledge=home / data["knowledge"] if "knowledge" in data else None,
         reading=home / data["reading"] if "reading" in data else None,
         unanswerable=home / data["unanswerable"] if "unanswerable" in data else None,
+        unseen=home / data["unseen"] if "unseen" in data else None,
         split_name=data.get("split_name", name),
     )
 

@@ -154,7 +154,8 @@ class Expert:
     ``abstention``, by the adapter's base, is when it refuses; without one, whenever it begins to.
     ``questions`` is its CSV of questions and answers, ``knowledge`` the folder of texts it answers from, ``reading`` a
     CSV of questions about those texts to train on, ``unanswerable`` one of questions of its field that they do not
-    answer, to calibrate and to measure on.
+    answer, to calibrate and to measure on, ``unseen`` one with keys, written without a look at those texts, to
+    calibrate on.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Expert:
     knowledge: Path | None = None
     reading: Path | None = None
     unanswerable: Path | None = None
+    unseen: Path | None = None
     split_name: str = ""
     """The word in ``train_<word>.csv``; the expert's name unless the manifest says otherwise."""
 

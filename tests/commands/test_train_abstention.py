@@ -45,7 +45,7 @@ def parts_of(home: Path) -> Parts:
 
 
 def sleep_of(parts: Parts, unanswerable: Path | None) -> Expert:
-    return replace(parts.experts["sleep"], unanswerable=unanswerable)
+    return replace(parts.experts["sleep"], unanswerable=unanswerable, unseen=None)
 
 
 def test_questions_are_those_the_texts_answer_and_those_written_for_calibration(home: Path) -> None:
@@ -61,6 +61,16 @@ def test_questions_are_those_the_texts_answer_and_those_written_for_calibration(
         ("how old is REM", False),
     ]
     assert all(1 <= len(found) <= 2 for _, found, _ in asked)
+
+
+def test_questions_that_were_written_without_a_look_at_the_texts_take_the_place_of_the_split(home: Path) -> None:
+    data, parts = write_training_data(home), parts_of(home)
+    unseen = home / "unseen.csv"
+    question, answer, key = QUESTIONS[0]
+    with unseen.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("question", "answer", "key"), (f"Tell me, {question}", answer, key)])
+    asked = _questions(parts, data, replace(sleep_of(parts, None), unseen=unseen))
+    assert [text for text, _, answerable in asked if answerable] == [f"Tell me, {question}"]
 
 
 def test_a_question_whose_answer_is_not_found_counts_for_neither_kind(home: Path) -> None:

@@ -53,7 +53,7 @@ def test_both_signs_together_tell_more_than_either() -> None:
 
 
 @pytest.mark.parametrize(
-    ("doubt", "match", "weighed"), [(0.2, 0.2, "match"), (2.5, 0.02, "doubt"), (3.0, 0.25, "doubt")]
+    ("doubt", "match", "weighed"), [(0.2, 0.2, "match"), (2.5, 0.02, "doubt"), (3.5, 0.1, "doubt")]
 )
 def test_a_sign_that_adds_nothing_to_the_other_is_left_out(doubt: float, match: float, weighed: str) -> None:
     asked = questions(300, doubt=doubt, match=match)

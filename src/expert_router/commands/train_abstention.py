@@ -66,7 +66,8 @@ def calibrate(args: Namespace, settings: Settings, data: Path, experts: Mapping[
 def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, Sequence[Found], bool]]:
     """Each question, what is found for it, and whether that answers it.
 
-    Without written questions that nothing answers, the answers are taken out of what is found for the others.
+    Those that texts answer are ``expert.unseen``, or else the calibration split's. Without written questions that
+    nothing answers, the answers are taken out of what is found for the others.
     """
     from expert_router.evaluation.questions import unanswerable_questions
     from expert_router.evaluation.variants import WithoutAnswers
@@ -84,7 +85,7 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
     nobodys = [each.text for each in unanswerable_questions(expert, CALIBRATION)]
     if expert.unanswerable is not None and not nobodys:
         raise ConfigError(f"{expert.unanswerable} has no question of the split {CALIBRATION!r}.")
-    items = read_questions(data / f"{CALIBRATION}_{expert.split_name}.csv")
+    items = read_questions(expert.unseen or data / f"{CALIBRATION}_{expert.split_name}.csv")
     asked = [(item.question, search(item.question)) for item in items]
     answered = [(text, found, True) for item, (text, found) in zip(items, asked, strict=True) if answers(item, found)]
     if nobodys:

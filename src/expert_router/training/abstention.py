@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 FEWEST = 20
 """Questions of either kind."""
 LEAST_AUROC = 0.6
-LEAST_GAIN = 0.025
-"""Of AUROC, by a second sign: a rule of one has less to go wrong when questions are others than the calibration's."""
-SIGNS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
-"""Of doubt and match, which a rule weighs: doubt first, as retrieval's match changes more with the kind of question."""
+GAIN_BY_DOUBT, GAIN_BY_MATCH = 0.025, 0.005
+"""So much of AUROC a sign must add to the other alone: to ask for the doubt takes the engine a further request."""
 DIGITS = 12
 """Of a hash, enough to tell adapters apart."""
+_SIGNS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+"""Of doubt and match, which a rule weighs."""
 _FOLDS, _REPEATS = 5, 4
 
 
@@ -67,7 +67,7 @@ class Calibrated:
 def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: float, seed: int = 0) -> Calibrated:
     """The rule that refuses ``false_refusals``, a share, of what is answerable and as much as it can of the rest.
 
-    It weighs one sign alone where the other adds next to nothing.
+    It weighs one sign alone where the other does not add what it costs.
 
     ``adapter`` is the hash of the weights that were asked. Raises ``TrainingError`` when there are too few questions of
     a kind, or neither doubt nor match tells the one kind from the other.
@@ -79,9 +79,11 @@ def fit_abstention(asked: Sequence[Asked], adapter: str, *, false_refusals: floa
             f"To find when an expert should refuse takes at least {FEWEST} questions that its texts answer and as many "
             f"that they do not; there are {answerable_N.sum()} and {(~answerable_N).sum()}."
         )
-    trials = [_cross_validated(X_N2 * signs, answerable_N, false_refusals, seed) for signs in SIGNS]
-    best = max(auroc for _, auroc in trials)
-    signs, by_rule, auroc = next((s, *t) for s, t in zip(SIGNS, trials, strict=True) if t[1] >= best - LEAST_GAIN)
+    doubt, match, both = (
+        (signs, *_cross_validated(X_N2 * signs, answerable_N, false_refusals, seed)) for signs in _SIGNS
+    )
+    with_doubt = both if both[-1] - doubt[-1] >= GAIN_BY_MATCH else doubt
+    signs, by_rule, auroc = with_doubt if with_doubt[-1] - match[-1] >= GAIN_BY_DOUBT else match
     rule = replace(_fit(X_N2 * signs, answerable_N, false_refusals), adapter=adapter[:DIGITS])
     if auroc < LEAST_AUROC or rule.doubt < 0 or rule.match > 0:
         raise TrainingError(
