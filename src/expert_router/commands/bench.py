@@ -199,7 +199,9 @@ def _bench_engine(args: Namespace, settings: Settings) -> int:
         raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
     examples = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")
     questions = [example.query for example in examples if len(example.experts) == 1]
-    results = asyncio.run(_measure(build_dispatcher(settings, progress=True, logged=False), questions, clients, args))
+    results = asyncio.run(
+        _measure(build_dispatcher(settings, progress=True, logged=False, cached=False), questions, clients, args)
+    )
     if args.json:
         about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
         print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
