@@ -111,12 +111,15 @@ class ServingSettings(Section):
 
 
 class CacheSettings(Section):
-    store: Literal["memory", "none"] = "memory"
-    """Where whole answers are kept, to be given again where the very same is asked: `memory`, or nowhere (`none`)."""
+    store: Literal["memory", "redis", "none"] = "memory"
+    """Where whole answers are kept, to be given again where the very same is asked: `memory`, `redis`, which processes
+    can share (install the extra redis), or nowhere (`none`)."""
     ttl_s: float = Field(default=3600.0, gt=0)
     """So long an answer is kept."""
     max_bytes: int = Field(default=64 * 1024**2, ge=1)
     """`memory` only: beyond this the least recently used answers go."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis` only: redis, rediss or unix; with a password where there is one."""
     sampled: bool = False
     """Give answers again that chance had a part in (temperature above 0), too."""
     namespace: str = ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from expert_router.caching.engine import CachingEngine
 from expert_router.engines.echo import EchoEngine
+from expert_router.errors import ConfigError
 from expert_router.serving.build import answer_store, build_dispatcher, build_engine, build_parts
 from expert_router.settings import CacheSettings, EngineSettings, KnowledgeSettings, RouterSettings, Settings
 from expert_router.types import ChatRequest, GenerationParams, Message
@@ -55,6 +57,13 @@ async def test_no_more_is_kept_than_is_set_and_no_longer(bound: dict[str, Any]) 
     assert store is not None
     await store.put("key", b"answer")
     assert await store.get("key") is None
+
+
+def test_redis_without_its_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "expert_router.caching.redis_store", raising=False)
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match=r"pip install 'expert-router\[redis\]'"):
+        answer_store(CacheSettings(store="redis"))
 
 
 def test_the_engine_that_evaluation_and_calibration_build_is_bare(tmp_path: Path) -> None:

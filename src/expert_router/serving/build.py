@@ -219,8 +219,18 @@ def decision_store(settings: Settings) -> DecisionStore | None:
 
 
 def answer_store(settings: CacheSettings) -> AnswerStore | None:
-    """Where answers are kept to be given again; ``None`` when that is off."""
-    return None if settings.store == "none" else MemoryStore(settings.max_bytes, settings.ttl_s)
+    """Where answers are kept to be given again; ``None`` when that is off. Raises ``ConfigError``."""
+    if settings.store == "none":
+        return None
+    if settings.store == "memory":
+        return MemoryStore(settings.max_bytes, settings.ttl_s)
+    try:
+        from expert_router.caching.redis_store import RedisStore
+    except ImportError as error:
+        raise ConfigError(
+            f"cache.store is redis, which needs redis-py ({error}): pip install 'expert-router[redis]'"
+        ) from error
+    return RedisStore(settings.redis_url, settings.ttl_s)
 
 
 def build_library(parts: Parts) -> Library | None:
