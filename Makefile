@@ -62,6 +62,7 @@ bench: $(VENV)/.serve  ## the tables of docs/benchmarks.md
 	$(BIN)/expert-router bench routers
 	$(BIN)/expert-router --config tiny bench engine
 	$(BIN)/expert-router --config default bench engine
+	$(BIN)/expert-router --config echo bench cache
 
 lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt

@@ -58,7 +58,9 @@ def scripted(script: EchoScript, **dispatching: int) -> ExpertRouter:
 
 
 def counts(system: ExpertRouter) -> dict[str, object]:
-    return {name: count for name, count in system._dispatcher.engine.status().items() if name != "engine" and count}
+    return {
+        name: count for name, count in system._dispatcher.engine.status().items() if isinstance(count, int) and count
+    }
 
 
 async def events_of(system: ExpertRouter, query: str, **how: object) -> list[Event]:

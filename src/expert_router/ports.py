@@ -60,12 +60,38 @@ class Engine(Protocol):
         """Which weights would answer for the expert. Raises ``NotReadyError`` when it cannot be served."""
         ...
 
+    def identity(self, expert: Expert) -> str | None:
+        """All that shapes the expert's answers besides messages and parameters; where any of it changes, so does this.
+
+        The contents of weights and adapter, the chat template, settings and versions. ``None`` where the engine cannot
+        tell, and then none of its answers may be given again. Raises what ``served`` raises.
+        """
+        ...
+
     async def warm_up(self, expert: Expert) -> None:
         """Load what the expert needs, so that the first question does not wait for it."""
         ...
 
     def status(self) -> dict[str, object]:
         """What the engine holds and does now: its counters, for health checks and proofs."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class AnswerStore(Protocol):
+    """Keeps answers as bytes, for a time. What goes wrong in it reaches no request: that is then answered anew."""
+
+    async def get(self, key: str) -> bytes | None:
+        """What was put under the key, whole and unchanged, or ``None``. Never raises."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Keep it in place of what is there, or do not. Never raises."""
+        ...
+
+    def status(self) -> dict[str, object]:
+        """Its name and its counters."""
         ...
 
     async def close(self) -> None: ...

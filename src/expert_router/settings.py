@@ -92,6 +92,9 @@ class EngineSettings(Section):
     connect_timeout_s: float = Field(default=5.0, gt=0)
     read_timeout_s: float = Field(default=60.0, gt=0)
     """``openai_http`` only: the longest silence between two pieces of an answer."""
+    revision: str | None = Field(default=None, min_length=1)
+    """``openai_http`` only: stands for the weights, templates and settings behind that server's names. Change it when
+    they change; without one none of its answers is kept."""
 
 
 class KnowledgeSettings(Section):
@@ -105,6 +108,22 @@ class ServingSettings(Section):
     queue_timeout_s: float = Field(default=30.0, gt=0)
     max_tokens: int = Field(default=256, ge=1)
     """Used when a request names no limit."""
+
+
+class CacheSettings(Section):
+    store: Literal["memory", "redis", "none"] = "memory"
+    """Where whole answers are kept, to be given again where the very same is asked: `memory`, `redis`, which processes
+    can share (install the extra redis), or nowhere (`none`)."""
+    ttl_s: float = Field(default=3600.0, gt=0)
+    """So long an answer is kept."""
+    max_bytes: int = Field(default=64 * 1024**2, ge=1)
+    """`memory` only: beyond this the least recently used answers go."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis` only: redis, rediss or unix; with a password where there is one."""
+    sampled: bool = False
+    """Give answers again that chance had a part in (temperature above 0), too."""
+    namespace: str = ""
+    """Systems with different ones share no answer."""
 
 
 class DecisionLogSettings(Section):
@@ -143,6 +162,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     knowledge: KnowledgeSettings = KnowledgeSettings()
     serving: ServingSettings = ServingSettings()
+    cache: CacheSettings = CacheSettings()
     decision_log: DecisionLogSettings = DecisionLogSettings()
     paths: PathsSettings = Field(default_factory=PathsSettings)
 

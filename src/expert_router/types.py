@@ -23,6 +23,10 @@ Rating = Literal["up", "down"]
 Quantization = Literal["q8_0", "q4_0"]
 """Bits a weight, in GGUF's words: how the embedded engine holds a model."""
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+CacheUse = Literal["use", "renew", "bypass"]
+"""What a request wants of kept answers: one of them if it is there; a new one, to be kept; neither."""
+CacheResult = Literal["hit", "miss", "shared", "off"]
+"""Where an answer came from: kept; new and looked for in vain; another's run that was going on; not looked for."""
 DEFAULT_QUANTIZATION: Final = "q8_0"
 
 
@@ -38,7 +42,7 @@ class GenerationParams:
 
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
-    one to another.
+    one to another. ``cache`` shapes no answer: it says whether one that was given before will do.
     """
 
     max_tokens: int = 256
@@ -48,6 +52,7 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     begin: str = ""
     probability: bool = False
+    cache: CacheUse = "use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +70,14 @@ class Chunk:
     """A piece of an answer. The last one carries ``finish_reason`` and ``usage``; its text may be empty.
 
     ``probability`` is that of the answer's first token, in the first chunk with text, where it was asked for and the
-    engine can tell.
+    engine can tell. ``cache`` is where the answer came from, in the last chunk of an engine that keeps answers.
     """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     probability: float | None = None
+    cache: CacheResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,12 +409,13 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Last event of a whole answer."""
+    """Last event of a whole answer. ``cache`` is where each expert's came from, where answers are kept."""
 
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     parts: tuple[AnsweredPart, ...] = ()
+    cache: Mapping[str, CacheResult] = field(default_factory=dict)
     text: ClassVar[str] = ""
 
 
@@ -442,3 +449,4 @@ class Answer:
     sources: tuple[Sources, ...] = ()
     served: Mapping[str, Served] = field(default_factory=dict)
     parts: tuple[AnsweredPart, ...] = ()
+    cache: Mapping[str, CacheResult] = field(default_factory=dict)

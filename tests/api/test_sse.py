@@ -59,7 +59,9 @@ def test_the_routing_is_whole_in_the_first_event_and_nowhere_else(server: Server
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
     ]
     assert first["expert_router"]["experts"] == ["sleep"]
-    assert [set(chunk["expert_router"]) for chunk in others if "expert_router" in chunk] == [{"parts", "timings"}]
+    assert [set(chunk["expert_router"]) for chunk in others if "expert_router" in chunk] == [
+        {"parts", "timings", "cache"}
+    ]
 
 
 def test_a_section_is_marked_where_it_begins(server: Server) -> None:

@@ -33,7 +33,18 @@ def test_json_is_one_object_with_exactly_these_keys(cli: CommandLine) -> None:
     answer = json.loads(done.out)
     assert (done.status, done.error) == (0, "")
     assert done.out.count("\n") == 1
-    assert list(answer) == ["query", "answer", "experts", "decision", "served", "parts", "sources", "usage", "timings"]
+    assert list(answer) == [
+        "query",
+        "answer",
+        "experts",
+        "decision",
+        "served",
+        "parts",
+        "sources",
+        "usage",
+        "timings",
+        "cache",
+    ]
     assert answer["query"] == SLEEP_QUESTION
     assert answer["answer"] == f"[Sleep science] You asked: {SLEEP_QUESTION}"
     assert answer["experts"] == ["sleep"]

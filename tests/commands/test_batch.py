@@ -55,6 +55,7 @@ def test_order_is_kept_and_nothing_lost_among_many(cli: CommandLine, tmp_path: P
         "sources",
         "usage",
         "timings",
+        "cache",
     }
 
 

@@ -134,7 +134,18 @@ def test_chat_names_it_turn_by_turn(reading_cli: CommandLine) -> None:
 
 def test_json_and_batches_carry_the_passages(reading_cli: CommandLine) -> None:
     answer = json.loads(reading_cli.run("ask", SLEEP_QUESTION, "--json").out)
-    assert list(answer) == ["query", "answer", "experts", "decision", "served", "parts", "sources", "usage", "timings"]
+    assert list(answer) == [
+        "query",
+        "answer",
+        "experts",
+        "decision",
+        "served",
+        "parts",
+        "sources",
+        "usage",
+        "timings",
+        "cache",
+    ]
     [source] = answer["sources"]
     assert source.pop("score") > 0
     assert source == {

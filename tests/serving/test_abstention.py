@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from expert_router.caching.engine import CachingEngine
+from expert_router.caching.memory import MemoryStore
 from expert_router.engines.echo import EchoEngine
 from expert_router.knowledge.grounding import UNKNOWN, is_unknown
 from expert_router.serving.abstention import doubt_of, match_of
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from expert_router.ports import Knowledge
-    from expert_router.types import Expert
+    from expert_router.types import CacheUse, Expert
 
 ANSWER = "[1] The eyes dart about under closed lids."
 BY_DOUBT = Abstention("ab12", bias=0.0, doubt=1.0, match=0.0)
@@ -197,3 +199,24 @@ def test_nothing_is_known_of_another_beginning_or_without_a_probability() -> Non
     assert doubt_of(Chunk("I am", probability=0.9)) is None
     assert doubt_of(Chunk("", probability=0.9)) is None
     assert doubt_of(Chunk("[")) is None
+
+
+async def test_both_questions_are_answered_from_the_cache_or_neither() -> None:
+    engine = LeaningEngine({"sleep": 0.3})
+    caching = CachingEngine(engine, MemoryStore(10**6, 60.0))
+    dispatcher = build(caching, experts=experts(BY_DOUBT), knowledge=KNOWLEDGE)
+
+    async def asked_of_the_engine(cache: CacheUse) -> int:
+        before = len(engine.asked)
+        params = GenerationParams(cache=cache)
+        answer = await dispatcher.ask(ChatRequest((Message("user", "What do the eyes do?"),), "sleep", params))
+        assert answer.text.strip() == ANSWER
+        return len(engine.asked) - before
+
+    assert [await asked_of_the_engine(cache) for cache in ("use", "use", "renew", "bypass", "use")] == [2, 0, 2, 2, 0]
+    engine.leaning = {"sleep": 0.9}
+    assert await asked_of_the_engine("use") == 0
+    edited = replace(KNOWLEDGE, passages={"sleep": [replace(STAGES, text="The eyes move."), NAPS]})
+    after = build(caching, experts=experts(BY_DOUBT), knowledge=edited)
+    answer = await after.ask(ChatRequest((Message("user", "What do the eyes do?"),), "sleep"))
+    assert (answer.text.strip(), answer.cache) == (UNKNOWN, {"sleep": "miss"})

@@ -7,10 +7,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.types import CacheUse
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -68,6 +69,20 @@ async def _read_examples(dispatcher: Dispatcher) -> None:
         logger.warning("explanations name no examples", extra={"reason": error.message})
 
 
+def cache_use(
+    cache_control: Annotated[
+        list[str] | None,
+        Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),
+    ] = None,
+) -> CacheUse:
+    """What the request's ``Cache-Control`` asks for (RFC 9111, 5.2.1); what it does not name is as always."""
+    directives = {directive.strip().lower() for directive in ",".join(cache_control or ()).split(",")}
+    if "no-store" in directives:
+        return "bypass"
+    return "renew" if directives & {"no-cache", "max-age=0"} else "use"
+
+
+CacheUseDep = Annotated[CacheUse, Depends(cache_use)]
 SystemDep = Annotated[System, Depends(running_system)]
 
 

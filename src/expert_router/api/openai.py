@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from expert_router.api import sse
-from expert_router.api.deps import SystemDep, unless_disconnected
+from expert_router.api.deps import CacheUseDep, SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.errors import ExpertRouterError, UnknownModelError
@@ -46,8 +46,8 @@ own status, one after it is an event in the stream."""
 
 
 @router.post("/chat/completions", summary="Answer a conversation, routed or by a named expert")
-async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep) -> Response:
-    chat_request = body.to_request(system.options.max_tokens)
+async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, cache: CacheUseDep) -> Response:
+    chat_request = body.to_request(system.options.max_tokens, cache)
     dispatcher = system.dispatcher
     if not body.stream:
         answer = await unless_disconnected(request, dispatcher.ask(chat_request))
@@ -163,7 +163,11 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
         case Section():
             return [{**_delta({"content": event.text}), "expert_router": {"section": event.expert}}]
         case Done():
-            about = {"parts": part_objects(event.parts), "timings": timings_object(event.timings)}
+            about = {
+                "parts": part_objects(event.parts),
+                "timings": timings_object(event.timings),
+                "cache": dict(event.cache),
+            }
             end = {**_delta({}, event.finish_reason), "expert_router": about}
             asked = body.stream_options is not None and body.stream_options.include_usage
             return [end, {"choices": [], "usage": usage_object(event.usage)}] if asked else [end]
@@ -182,6 +186,7 @@ def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict
             **about,
             "sources": all_source_objects(answer),
             "timings": timings_object(answer.timings),
+            "cache": dict(answer.cache),
         },
     }
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from expert_router.errors import FeedbackError, InvalidRequestError
 from expert_router.live.proposal import Proposal, TaughtExample
-from expert_router.types import AUTO, GENERAL, ChatRequest, Feedback, GenerationParams, Message, Rating
+from expert_router.types import AUTO, GENERAL, CacheUse, ChatRequest, Feedback, GenerationParams, Message, Rating
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -97,7 +97,7 @@ class ChatCompletionRequest(RequestBody):
             raise InvalidRequestError(f"Not supported by this server: {', '.join(unsupported)}.", param=unsupported[0])
         return self
 
-    def to_request(self, default_max_tokens: int) -> ChatRequest:
+    def to_request(self, default_max_tokens: int, cache: CacheUse = "use") -> ChatRequest:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stop) > MAX_STOP_SEQUENCES:
             raise InvalidRequestError(f"At most {MAX_STOP_SEQUENCES} stop sequences are possible.", param="stop")
@@ -107,6 +107,7 @@ class ChatCompletionRequest(RequestBody):
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=stop,
+            cache=cache,
         )
         return ChatRequest(tuple(message.to_message() for message in self.messages), self.model, params)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_router.commands import bench_additions
+from expert_router.commands import bench_additions, bench_cache
 from expert_router.commands.measuring import machine, router_and_policy
 from expert_router.errors import ConfigError
 
@@ -29,10 +29,10 @@ ZERO_SHOT_QUESTIONS = 20
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=("routers", "dialogues", "stability", "parts", "additions", "engine"),
+        choices=("routers", "dialogues", "stability", "parts", "additions", "engine", "cache"),
         help="routers: accuracy and latency; dialogues: each turn of conversations; stability: the same decision "
         "however a question is typed; parts: how questions for several experts are taken apart; additions: what "
-        "few examples of a new expert teach; engine: speed under load",
+        "few examples of a new expert teach; engine: speed under load; cache: what a kept answer costs",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     group = parser.add_argument_group("routers")
@@ -51,6 +51,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--requests", type=int, default=4, metavar="N", help="answers per client (default: 4)")
     group.add_argument("--max-tokens", type=int, default=64, metavar="N", help="an answer's length (default: 64)")
     group.add_argument("--model", default="auto", metavar="NAME", help="auto (default), an expert, or general")
+    group = parser.add_argument_group("cache")
+    group.add_argument("--answers", type=int, default=2000, metavar="N", help="how many are timed (default: 2000)")
 
 
 def main(args: Namespace) -> int:
@@ -64,6 +66,7 @@ def main(args: Namespace) -> int:
         "parts": _bench_parts,
         "additions": bench_additions.run,
         "engine": _bench_engine,
+        "cache": bench_cache.run,
     }[args.what]
     return bench(args, settings)
 
@@ -199,7 +202,9 @@ def _bench_engine(args: Namespace, settings: Settings) -> int:
         raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
     examples = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")
     questions = [example.query for example in examples if len(example.experts) == 1]
-    results = asyncio.run(_measure(build_dispatcher(settings, progress=True, logged=False), questions, clients, args))
+    results = asyncio.run(
+        _measure(build_dispatcher(settings, progress=True, logged=False, cached=False), questions, clients, args)
+    )
     if args.json:
         about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
         print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))

@@ -84,6 +84,10 @@ class EchoEngine:
     def served(self, expert: Expert) -> Served:  # noqa: ARG002 - the same for all
         return Served("echo")
 
+    def identity(self, expert: Expert) -> str:
+        """The title is said in the answer, the script may cut it short."""
+        return repr((expert.title, self._by_expert.get(expert.name, self._script)))
+
     async def warm_up(self, expert: Expert) -> None:
         """Nothing to load."""
 

@@ -72,8 +72,9 @@ class OpenAIHTTPEngine:
     """``base_url`` is the address up to and including ``/v1``; ``model_of`` names the server's model for an expert.
 
     ``connect_timeout_s`` bounds the wait for a connection, ``read_timeout_s`` the silence before and between the
-    pieces of an answer. Proxies and certificates are not taken from the environment. Raises ``ConfigError`` for an
-    address or a key that cannot be sent.
+    pieces of an answer. ``revision`` stands for what the server's names mean: its weights, templates and settings.
+    Proxies and certificates are not taken from the environment. Raises ``ConfigError`` for an address or a key that
+    cannot be sent.
     """
 
     name = "openai_http"
@@ -85,12 +86,15 @@ class OpenAIHTTPEngine:
         model_of: Callable[[Expert], str],
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 60.0,
+        *,
+        revision: str | None = None,
     ) -> None:
         self._address = _checked_address(base_url)
         self._api_key = _checked_key(api_key)
         self._model_of = model_of
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
+        self._revision = revision
         self._slots = SlotCounters()
         self._client = httpx2.AsyncClient(
             base_url=self._address,
@@ -129,6 +133,10 @@ class OpenAIHTTPEngine:
         model = self._model_of(expert)
         named = _adapter_named(expert, model)
         return Served(model) if named is None else Served(named[0], named[1].sha256)
+
+    def identity(self, expert: Expert) -> str | None:
+        """A name alone does not tell which weights, template and settings are behind it now."""
+        return self._revision and repr((self._address, self._model_of(expert), self._revision))
 
     async def warm_up(self, expert: Expert) -> None:
         """Check that the server serves the expert's model. Raises ``NotReadyError`` with what is missing."""

@@ -12,6 +12,8 @@ import secrets
 import threading
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
 from math import exp
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
 from expert_router.engines.batching import Batcher, TokenBatch
 from expert_router.engines.model_cache import ModelCache
+from expert_router.engines.prepared import RECIPE
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
@@ -43,15 +46,20 @@ REPRODUCIBLE = {
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
 
 
+LIBRARIES = ("openvino", "openvino-genai", "openvino-tokenizers")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """How to get a base model, with an adapter or without, when it is first needed.
 
-    ``prepare`` blocks and may take a minute the first time. ``canary`` is the bare base's.
+    ``prepare`` blocks and may take a minute the first time. ``canary`` is the bare base's, ``sha256`` that of its file,
+    where it is known.
     """
 
     prepare: Callable[[Adapter | None], PreparedModel]
     canary: Canary | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +207,14 @@ class OpenVINOEngine:
         base, adapter = self._weights_of(expert)
         return Served(base, adapter.sha256 if adapter else None)
 
+    def identity(self, expert: Expert) -> str | None:
+        """Rounding is not part of it: threads, CPU, and which requests are computed together."""
+        base, adapter = self._weights_of(expert)
+        sha256 = self._sources[base].sha256
+        change = adapter and (adapter.sha256, adapter.quantization)
+        options = (self._options.reproducible, self._options.repetition_penalty)
+        return sha256 and repr((base, sha256, change, RECIPE, options, library_versions()))
+
     async def warm_up(self, expert: Expert) -> None:
         async with self._models.lease(self._key_of(expert)):
             pass
@@ -246,6 +262,11 @@ class OpenVINOEngine:
             model.close()
             raise
         return model
+
+
+@cache
+def library_versions() -> tuple[str, ...]:
+    return tuple(map(version, LIBRARIES))
 
 
 def adapter_canary(adapter: Adapter) -> Canary:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from expert_router.caching.engine import CachingEngine
+from expert_router.caching.memory import MemoryStore
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
 from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 
     from expert_router.engines.openvino import ModelSource
     from expert_router.engines.prepared import PreparedModel
-    from expert_router.ports import Engine, Router
+    from expert_router.ports import AnswerStore, Engine, Router
     from expert_router.routing.added import AddedHead
     from expert_router.routing.nearest import Examples, WithTaught
-    from expert_router.settings import Settings
+    from expert_router.settings import CacheSettings, Settings
     from expert_router.types import Adapter, Expert
 
 logger = logging.getLogger(__name__)
@@ -38,19 +40,27 @@ ENGINES: Registry[Engine] = Registry("engine")
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
 
-def build_dispatcher(settings: Settings, *, progress: bool = False, logged: bool = True) -> Dispatcher:
+def build_dispatcher(
+    settings: Settings, *, progress: bool = False, logged: bool = True, cached: bool = True
+) -> Dispatcher:
     """Everything that serving needs, from the settings; base models are loaded when they are first asked.
 
-    Brings the router's weights when they are missing. ``logged`` is false where nobody asks, as when speed is measured.
-    Raises ``ConfigError``, ``DataError`` or ``WeightsError``.
+    Brings the router's weights when they are missing. ``logged`` is false where nobody asks, ``cached`` where each
+    answer has to be the engine's own, both when speed is measured. Raises ``ConfigError``, ``DataError`` or
+    ``WeightsError``.
     """
-    return build_system(build_parts(settings, progress=progress), logged=logged)
+    return build_system(build_parts(settings, progress=progress), logged=logged, cached=cached)
 
 
-def build_system(parts: Parts, *, logged: bool = True) -> Dispatcher:
+def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> Dispatcher:
     """``build_dispatcher`` of parts that are there."""
     store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
-    return assemble(parts, build_router(parts), build_engine(parts), library=build_library(parts), store=store)
+    answers = answer_store(parts.settings.cache) if cached else None
+    engine = build_engine(parts)
+    if answers is not None:
+        kept = parts.settings.cache
+        engine = CachingEngine(engine, answers, namespace=kept.namespace, sampled=kept.sampled)
+    return assemble(parts, build_router(parts), engine, library=build_library(parts), store=store)
 
 
 def assemble(
@@ -109,6 +119,21 @@ def decision_store(settings: Settings) -> DecisionStore | None:
     store = DecisionStore(path, retention_days=log.retention_days, max_rows=log.max_rows, redacted=log.redact)
     store.check()
     return store
+
+
+def answer_store(settings: CacheSettings) -> AnswerStore | None:
+    """Where answers are kept to be given again; ``None`` when that is off. Raises ``ConfigError``."""
+    if settings.store == "none":
+        return None
+    if settings.store == "memory":
+        return MemoryStore(settings.max_bytes, settings.ttl_s)
+    try:
+        from expert_router.caching.redis_store import RedisStore
+    except ImportError as error:
+        raise ConfigError(
+            f"cache.store is redis, which needs redis-py ({error}): pip install 'expert-router[redis]'"
+        ) from error
+    return RedisStore(settings.redis_url, settings.ttl_s)
 
 
 def build_library(parts: Parts) -> Library | None:
@@ -238,6 +263,7 @@ def _openai_http(parts: Parts) -> Engine:
         served_model_names(engine.base_model),
         engine.connect_timeout_s,
         engine.read_timeout_s,
+        revision=engine.revision,
     )
 
 
@@ -272,4 +298,4 @@ def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSour
     def prepare(adapter: Adapter | None) -> PreparedModel:
         return prepare_base_model(settings, name, adapter, progress=progress)
 
-    return ModelSource(prepare, lock[name].canary)
+    return ModelSource(prepare, lock[name].canary, lock[name].files[0].sha256)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from expert_router.ports import DecisionLog, Engine
     from expert_router.serving.admission import Admission
     from expert_router.serving.deployment import Deployment
-    from expert_router.types import AnsweredPart, ChatRequest, Event, Expert, FinishReason
+    from expert_router.types import AnsweredPart, CacheResult, ChatRequest, Event, Expert, FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,14 @@ class _Progress:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: FinishReason = "stop"
+    cache: dict[str, CacheResult] = field(default_factory=dict)
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
 
     def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
         timings = Timings(self.route_s, self.first_token_s, self.elapsed_s())
-        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts)
+        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts, self.cache)
 
 
 class Dispatcher:
@@ -134,6 +135,7 @@ class Dispatcher:
             tuple(sources),
             routed.served,
             event.parts,
+            event.cache,
         )
 
     async def close(self) -> None:
@@ -175,3 +177,5 @@ class Dispatcher:
                     progress.completion_tokens += chunk.usage.completion_tokens
                 if chunk.finish_reason == "length":
                     progress.finish_reason = "length"
+                if chunk.cache is not None:
+                    progress.cache[expert.name] = chunk.cache

@@ -101,4 +101,5 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "sources": all_source_objects(answer),
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),
+        "cache": dict(answer.cache),
     }

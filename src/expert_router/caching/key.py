@@ -1,0 +1,37 @@
+"""What a kept answer is found by: a hash over everything that shapes it.
+
+What is not told apart here is given the same answer. Hence all of a message's and of the parameters' fields go in,
+whichever they are, and only what is known to shape nothing is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from expert_router.types import GenerationParams, Message
+
+VERSION = 1
+"""Raise it when what is kept is written otherwise."""
+
+
+def answer_key(
+    *, namespace: str, engine: str, identity: str, expert: str, messages: Sequence[Message], params: GenerationParams
+) -> str:
+    """A SHA-256 in hexadecimal digits. ``identity`` is the engine's for the expert.
+
+    The messages hold the expert's instructions and the passages that it reads, so that an edit of either tells itself.
+    The day is in it because chat templates may say it.
+    """
+    asked = {name: value for name, value in asdict(params).items() if name != "cache"}
+    said = [asdict(message) for message in messages]
+    parts = [VERSION, namespace, engine, identity, expert, time.strftime("%Y-%m-%d"), said, asked]
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    # Half a surrogate pair is let through: written as JSON's escapes, two of them would be the character they spell.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
