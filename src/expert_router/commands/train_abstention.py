@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from expert_router.types import Expert, Found
 
 CALIBRATION = "calibration"
-FALSE_REFUSALS = 0.05
+FALSE_REFUSALS = 0.03
 
 
 def add_arguments(parser: ArgumentParser) -> None:
