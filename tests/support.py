@@ -75,8 +75,9 @@ EXAMPLES = (
     ("How do I bake bread?", frozenset[str]()),
 )
 
+ANSWER_KEYS = ["query", "answer", "experts", "decision", "served", "parts", "sources", "usage", "timings", "cache"]
 EXPLANATION_KEYS = ["query", "history", "decision", "thresholds", "about", "words", "words_left_out", "nearest"]
-"""Of the API's object, in its order."""
+"""Of the API's and the command line's objects, in their order."""
 
 
 def make_home(folder: Path) -> Path:

@@ -49,7 +49,8 @@ def embed_texts(
     ``label`` names the progress bar. Raises ``NotReadyError`` once ``stopped`` says so; what was read until then is
     kept. Safe across processes: one reads, the others wait for it.
     """
-    wanted = {_hash(text): text for text in texts}
+    hashes = [_hash(text) for text in texts]
+    wanted = dict(zip(hashes, texts, strict=True))
     path = folder / f"{encoder.sha256[:16]}.npy"
     vectors = _kept(path)
     if not vectors.keys() >= wanted.keys():
@@ -61,7 +62,7 @@ def embed_texts(
                 _keep(path, {known: vectors[known] for known in (*wanted, *vectors) if known in vectors})
     if not vectors.keys() >= wanted.keys():
         raise NotReadyError(f"{label}: stopped before all {len(texts)} texts were read. Start it again to go on.")
-    return np.array([vectors[_hash(text)] for text in texts], dtype=np.float16)
+    return np.array([vectors[known] for known in hashes], dtype=np.float16)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from cli import one_line
 
 from expert_router.artifacts import load_experts
-from support import BOTH_QUESTION, OTHER_QUESTION, SLEEP_QUESTION, UNSURE_QUESTION
+from support import ANSWER_KEYS, BOTH_QUESTION, OTHER_QUESTION, SLEEP_QUESTION, UNSURE_QUESTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,18 +33,7 @@ def test_json_is_one_object_with_exactly_these_keys(cli: CommandLine) -> None:
     answer = json.loads(done.out)
     assert (done.status, done.error) == (0, "")
     assert done.out.count("\n") == 1
-    assert list(answer) == [
-        "query",
-        "answer",
-        "experts",
-        "decision",
-        "served",
-        "parts",
-        "sources",
-        "usage",
-        "timings",
-        "cache",
-    ]
+    assert list(answer) == ANSWER_KEYS
     assert answer["query"] == SLEEP_QUESTION
     assert answer["answer"] == f"[Sleep science] You asked: {SLEEP_QUESTION}"
     assert answer["experts"] == ["sleep"]

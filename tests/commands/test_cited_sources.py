@@ -16,6 +16,7 @@ from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Chunk, Usage
 from support import (
+    ANSWER_KEYS,
     BENZ,
     BOTH_QUESTION,
     NAPS,
@@ -134,18 +135,7 @@ def test_chat_names_it_turn_by_turn(reading_cli: CommandLine) -> None:
 
 def test_json_and_batches_carry_the_passages(reading_cli: CommandLine) -> None:
     answer = json.loads(reading_cli.run("ask", SLEEP_QUESTION, "--json").out)
-    assert list(answer) == [
-        "query",
-        "answer",
-        "experts",
-        "decision",
-        "served",
-        "parts",
-        "sources",
-        "usage",
-        "timings",
-        "cache",
-    ]
+    assert list(answer) == ANSWER_KEYS
     [source] = answer["sources"]
     assert source.pop("score") > 0
     assert source == {
