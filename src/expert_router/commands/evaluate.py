@@ -12,6 +12,7 @@ from expert_router.commands import evaluate_replay
 from expert_router.commands.measuring import (
     AT_ONCE,
     PREPARED,
+    TEST_SPLIT,
     about_run,
     chosen_names,
     new_folder,
@@ -260,7 +261,7 @@ def _labelled(
             for (expert, data), group in questions.items()
             for question in group
         ]
-    examples = read_labelled(settings.resolve(settings.paths.data) / "processed" / "routing_test.csv")
+    examples = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)
     return sample(examples, args.limit, lambda example: example.query, lambda example: example.kind)
 
 

@@ -23,6 +23,8 @@ RUNS = "runs"
 AT_ONCE = 8
 """So many questions are asked at the same time, where it is not speed that is measured."""
 PREPARED = "the prepared test split"
+TEST_SPLIT = "processed/routing_test.csv"
+"""The router's, below the data."""
 PACKAGES = ("matplotlib", "rouge_score", "sacrebleu", "sklearn")
 
 

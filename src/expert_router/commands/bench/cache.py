@@ -11,11 +11,17 @@ from expert_router.commands.measuring import machine
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import ArgumentParser, Namespace
 
     from expert_router.evaluation.caching import CacheLatency
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.settings import Settings
+
+HELP = "what a kept answer costs"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--answers", type=int, default=2000, metavar="N", help="how many are timed (default: 2000)")
 
 
 def run(args: Namespace, settings: Settings) -> int:

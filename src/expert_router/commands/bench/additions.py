@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expert_router.commands.measuring import machine
+from expert_router.commands.measuring import TEST_SPLIT, machine
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from expert_router.data.labelled import LabelledQuestion
     from expert_router.evaluation.additions import AdditionResult
     from expert_router.settings import Settings
     from expert_router.types import Decision
 
+HELP = "what few examples of a new expert teach the router"
 NAME = "gardening"
 DESCRIPTION = "Gardening: vegetables, fruit, flowers, soil, pests, tools and what to do in the garden through the year."
 EVERY = 4
 """Of the test split's questions one in so many is asked: each draw asks them all."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a folder with examples.csv and test.csv (default: data/gardening)"
+    )
 
 
 def run(args: Namespace, settings: Settings) -> int:
@@ -32,9 +39,9 @@ def run(args: Namespace, settings: Settings) -> int:
 
     if settings.router.name != "embedding":
         raise ConfigError("bench additions measures the embedding router: leave --config out.")
-    (folder,) = args.data or [settings.resolve(settings.paths.data) / NAME]
+    folder = args.data or settings.resolve(settings.paths.data) / NAME
     examples = [example.question for example in read_examples(folder / "examples.csv")]
-    others = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")[::EVERY]
+    others = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)[::EVERY]
     results = measure_additions(
         NAME,
         examples,
