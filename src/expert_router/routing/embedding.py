@@ -73,7 +73,7 @@ class RouterArtifact:
         follow_up: dict[str, Any] = {}
         if self.follow_up is not None:
             follow_up = {"follow_up_1F": self.follow_up.weights_LD, "follow_up_bias": self.follow_up.bias_L}
-        np.savez(
+        np.savez_compressed(
             arrays,
             weights_LD=self.head.weights_LD,
             bias_L=self.head.bias_L,
