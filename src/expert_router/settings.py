@@ -82,6 +82,9 @@ class EngineSettings(Section):
     kv_cache_bytes: int = Field(default=1024**3, ge=1)
     """Paged attention cache of one loaded model."""
     max_batch_size: int = Field(default=64, ge=1)
+    stack_size: int = Field(default=8, ge=0)
+    """So many experts' adapters share a copy of their base's weights and a batch; with 0 or 1 each is merged into its
+    own."""
     repetition_penalty: float = Field(default=1.05, ge=1, le=2)
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     reproducible: bool = False

@@ -45,12 +45,14 @@ BASE = "random"
 PROMPT = "Which expert are you?"
 GREEDY = GenerationParams(max_tokens=24)
 WEIGHTS = "adapter_model.safetensors"
+CERTAIN = 4
+"""So many characters of a random model's answer stand whichever way its weights are rounded."""
 
 
 def options(base: str) -> OpenVINOOptions:
     gib = 1024**3
     return OpenVINOOptions(
-        base, threads=2, max_model_bytes=64 * gib, kv_cache_bytes=gib, max_batch_size=4, reproducible=True
+        base, threads=2, max_model_bytes=64 * gib, kv_cache_bytes=gib, max_batch_size=4, reproducible=True, stack_size=3
     )
 
 
@@ -87,12 +89,13 @@ class Bench:
         install_adapter(path.parent, self.base, trained, {"canary": {"prompt": PROMPT, "answer": answer}})
         return load_expert(path, self.home)
 
-    def engine(self) -> OpenVINOEngine:
-        return OpenVINOEngine({self.base: ModelSource(self.prepare, None)}, options(self.base))
+    def engine(self, *experts: Expert) -> OpenVINOEngine:
+        """``experts`` share a pipeline; others have one each."""
+        return OpenVINOEngine({self.base: ModelSource(self.prepare, None)}, options(self.base), experts)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[OpenVINOEngine]:
-        engine = self.engine()
+    async def running(self, *experts: Expert) -> AsyncIterator[OpenVINOEngine]:
+        engine = self.engine(*experts)
         try:
             yield engine
         finally:
@@ -173,6 +176,39 @@ async def test_experts_on_one_base_each_answer_with_their_own_also_at_once(
         assert await ask(engine, Expert(GENERAL, "General", "", "")) == bench.answer()
         assert len(models(engine)) == 3  # who has no adapter shares the base's pipeline
         assert engine.served(bare) == Served(BASE, None)
+
+
+async def test_known_experts_share_a_pipeline_and_each_answers_with_its_own_also_at_once(
+    bench: Bench, trained: Path, other: Path
+) -> None:
+    """As those merged alone begin: B is rounded apart from W in a stack, and random weights are sure of little."""
+    first, second = bench.answer(trained)[:CERTAIN], bench.answer(other)[:CERTAIN]
+    assert len({first, second, bench.answer()[:CERTAIN]}) == 3
+    sleep, cars = (bench.install("sleep", trained, first), bench.install("cars", other, second))
+    bare = Expert("birds", "Birds", "", "")
+    async with bench.running(sleep, bare, cars) as engine:
+        said = await asyncio.gather(*(ask(engine, each) for each in (sleep, cars, bare, sleep, cars)))
+        assert [answer[:CERTAIN] for answer in said] == [first, second, bench.answer()[:CERTAIN], first, second]
+        hashes = [adapter_of(each).sha256 for each in (sleep, cars)]
+        assert models(engine) == [f"{BASE}+sleep@{hashes[0][:12]}+cars@{hashes[1][:12]}"]
+        assert [engine.served(each).adapter for each in (sleep, cars, bare)] == [*hashes, None]
+
+
+async def test_an_adapter_that_comes_later_has_a_pipeline_of_its_own(bench: Bench, trained: Path, other: Path) -> None:
+    first, second = bench.answer(trained)[:CERTAIN], bench.answer(other)[:CERTAIN]
+    sleep, cars = bench.install("sleep", trained, first), bench.install("cars", other, second)
+    third = bench.train("late", seed=3)
+    late = bench.install("late", third, bench.answer(third))
+    async with bench.running(sleep, cars) as engine:
+        assert (await ask(engine, sleep)).startswith(first)
+        assert await ask(engine, late) == bench.answer(third)
+        assert models(engine)[1:] == [f"{BASE}+late@{adapter_of(late).sha256[:12]}"]
+
+
+async def test_one_adapter_alone_is_merged(bench: Bench, trained: Path, expert: Expert) -> None:
+    async with bench.running(expert, CARS) as engine:
+        assert await ask(engine, expert) == bench.answer(trained)
+        assert models(engine) == [f"{BASE}+sleep@{adapter_of(expert).sha256[:12]}"]
 
 
 async def test_an_adapter_for_another_base_is_refused_and_never_answered_by_this_one(
@@ -292,6 +328,23 @@ async def test_an_adapter_that_is_not_the_one_meant_is_refused_again_and_again(
             await engine.warm_up(spoilt)
         assert models(engine) == []
         assert await ask(engine, CARS) == bench.answer()  # experts without an adapter answer on
+
+
+@EACH_SPOILT
+async def test_in_a_stack_too_it_is_refused_and_the_others_answer_on(
+    bench: Bench, expert: Expert, other: Path, spoil: Callable[[Bench, Expert, Path], Expert], says: str
+) -> None:
+    good = [bench.train(name, seed=seed) for name, seed in (("one", 4), ("two", 5))]
+    certain = [bench.answer(each)[:CERTAIN] for each in good]
+    others = [bench.install(each.name, each, begins) for each, begins in zip(good, certain, strict=True)]
+    spoilt = spoil(bench, expert, other)
+    async with bench.running(others[0], spoilt, others[1]) as engine:
+        for each, begins in zip(others, certain, strict=True):
+            assert (await ask(engine, each)).startswith(begins)
+        for _ in range(2):
+            with pytest.raises(NotReadyError, match=says):
+                await ask(engine, spoilt)
+        assert (await ask(engine, CARS)).startswith(bench.answer()[:CERTAIN])
 
 
 async def test_once_it_is_put_right_the_next_question_is_answered(bench: Bench, trained: Path, expert: Expert) -> None:

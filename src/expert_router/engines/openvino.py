@@ -1,16 +1,19 @@
 """The default engine: openvino-genai in this process, with continuous batching, a paged cache and prefix reuse.
 
-One loaded pipeline per adapter, which is merged into its base model; experts without one share the base model's and
-are their instructions alone. Chat template and tokenizer are the model file's own. Before a pipeline answers anybody it
-must give the answer recorded for it: an adapter that is not the one meant is refused, and nothing answers in its place.
+The experts that are known from the start share one pipeline with their base, their adapters stacked (``stacking``); an
+adapter that comes later, or is served in another quantisation, is merged into a copy of the weights and has a pipeline
+of its own. Experts without an adapter are the base model with their instructions. Chat template and tokenizer are the
+model file's own. Before an adapter answers anybody it must give the answer recorded for it: one that is not the one
+meant is refused, and nothing answers in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -22,19 +25,23 @@ import numpy as np
 from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
 from expert_router.engines.batching import Batcher, TokenBatch
 from expert_router.engines.model_cache import ModelCache
-from expert_router.engines.prepared import RECIPE
+from expert_router.engines.prepared import RECIPE, prepare_stack
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
 from expert_router.weights import CANARY_TOKENS, Canary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
     from expert_router.engines.prepared import PreparedModel
     from expert_router.types import Adapter, Expert, FinishReason, Message
 
+logger = logging.getLogger(__name__)
+
 GIB = 1024**3
+SMALLEST_STACK = 2
+"""One adapter alone is faster merged: there is nobody to share with."""
 UNDECODABLE = "\ufffd"
 TOKENIZER_LIMIT = 8192
 """The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
@@ -60,6 +67,7 @@ class ModelSource:
     prepare: Callable[[Adapter | None], PreparedModel]
     canary: Canary | None
     sha256: str | None = None
+    progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +80,30 @@ class OpenVINOOptions:
     reproducible: bool
     repetition_penalty: float = 1.0
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
+    stack_size: int = 0
+    """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What one pipeline holds: a base, and the adapters that are stacked on it or the one that is merged into it.
+
+    ``name`` tells it from all others.
+    """
+
+    name: str
+    base: str
+    adapters: tuple[Adapter, ...] = ()
+    stacked: bool = False
 
 
 class LoadedModel:
-    """A pipeline in memory with its tokenizer. Blocking methods; ``encode`` and ``decode`` are thread-safe."""
+    """A pipeline in memory with its tokenizer. Blocking methods; ``encode`` and ``decode`` are thread-safe.
+
+    ``slots`` has, by an adapter's hash or ``None`` for the base, where in a stack it is: 0 where nothing is stacked.
+    """
+
+    slots: dict[str | None, int]
 
     def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
         import openvino_genai as genai
@@ -83,6 +111,8 @@ class LoadedModel:
         self._genai = genai
         self._repetition_penalty = options.repetition_penalty
         self.name = name
+        self.slots = {}
+        self._vocabulary = prepared.vocabulary
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
         scheduler = genai.SchedulerConfig()
@@ -112,10 +142,22 @@ class LoadedModel:
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
 
-    def generation_config(self, params: GenerationParams) -> Any:
+    async def generate(
+        self, ids: Sequence[int], params: GenerationParams, *, slot: int = 0, repetition_penalty: float | None = None
+    ) -> AsyncGenerator[TokenBatch]:
+        """Token ids in and out are the tokenizer's, whatever the slot; see ``Batcher.generate``."""
+        first = slot * self._vocabulary
+        config = self._generation_config(params, first)
+        if repetition_penalty is not None:
+            config.repetition_penalty = repetition_penalty
+        async with aclosing(self.batcher.generate(as_tensor(ids, first), config)) as batches:
+            async for batch in batches:
+                yield replace(batch, ids=[token - first for token in batch.ids]) if first else batch
+
+    def _generation_config(self, params: GenerationParams, first: int) -> Any:
         config = self._genai.GenerationConfig()
         config.max_new_tokens = params.max_tokens
-        config.eos_token_id = self._tokenizer.get_eos_token_id()
+        config.eos_token_id = first + self._tokenizer.get_eos_token_id()
         config.stop_token_ids = {config.eos_token_id}
         config.repetition_penalty = self._repetition_penalty
         config.logprobs = int(params.probability)
@@ -130,11 +172,11 @@ class LoadedModel:
         self.batcher.close()
 
 
-def as_tensor(ids: Sequence[int]) -> Any:
-    """Shape (1, tokens), int64."""
+def as_tensor(ids: Sequence[int], first: int = 0) -> Any:
+    """Shape (1, tokens), int64; ``first`` is added to each."""
     import openvino as ov
 
-    return ov.Tensor(np.array([ids], dtype=np.int64))
+    return ov.Tensor(np.array([ids], dtype=np.int64) + first)
 
 
 class Detokenizer:
@@ -172,10 +214,14 @@ class Detokenizer:
 class OpenVINOEngine:
     name = "openvino"
 
-    def __init__(self, sources: dict[str, ModelSource], options: OpenVINOOptions) -> None:
+    def __init__(
+        self, sources: dict[str, ModelSource], options: OpenVINOOptions, experts: Iterable[Expert] = ()
+    ) -> None:
+        """``experts`` whose adapters may be stacked."""
         self._sources = sources
         self._options = options
-        self._adapters: dict[str, tuple[str, Adapter | None]] = {}
+        self._stacks = self._stacks_of(experts)
+        self._weights: dict[str, Weights] = {}
         self._models: ModelCache[LoadedModel] = ModelCache(
             options.max_model_bytes, self._load, lambda model: model.size_bytes, LoadedModel.close
         )
@@ -183,7 +229,7 @@ class OpenVINOEngine:
     async def stream(
         self, expert: Expert, messages: Sequence[Message], params: GenerationParams
     ) -> AsyncGenerator[Chunk]:
-        async with self._models.lease(self._key_of(expert)) as model:
+        async with self._lease(expert) as (model, slot):
             conversation = [{"role": message.role, "content": message.content} for message in messages]
             prompt = await asyncio.to_thread(model.encode, conversation)
             prompt_tokens = len(prompt)
@@ -196,33 +242,33 @@ class OpenVINOEngine:
             yield Chunk("")  # accepted
             room = min(params.max_tokens, model.context_tokens - prompt_tokens)
             begun = (await asyncio.to_thread(model.token_ids, params.begin))[: room - 1] if params.begin else []
-            config = model.generation_config(replace(params, max_tokens=room - len(begun)))
-            batches = model.batcher.generate(as_tensor([*prompt, *begun]), config)
+            left = replace(params, max_tokens=room - len(begun))
+            batches = model.generate([*prompt, *begun], left, slot=slot)
             answer = _to_chunks(batches, model.decode, params, prompt_tokens, begun)
             async with aclosing(answer) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
     def served(self, expert: Expert) -> Served:
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         return Served(base, adapter.sha256 if adapter else None)
 
     def identity(self, expert: Expert) -> str | None:
         """Rounding is not part of it: threads, CPU, and which requests are computed together."""
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         sha256 = self._sources[base].sha256
-        change = adapter and (adapter.sha256, adapter.quantization)
+        change = adapter and (adapter.sha256, adapter.quantization, self._stack_for(base, adapter) is not None)
         options = (self._options.reproducible, self._options.repetition_penalty)
         return sha256 and repr((base, sha256, change, RECIPE, options, library_versions()))
 
     async def warm_up(self, expert: Expert) -> None:
-        async with self._models.lease(self._key_of(expert)):
+        async with self._lease(expert):
             pass
 
     def status(self) -> dict[str, object]:
         loaded = self._models.loaded()
         return {
-            "models": {name: asdict(model.batcher.counters) for name, model in loaded.items()},
+            "models": {model.name: asdict(model.batcher.counters) for model in loaded.values()},
             "loading": self._models.loading(),
             "threads": self._options.threads,
         }
@@ -230,31 +276,97 @@ class OpenVINOEngine:
     async def close(self) -> None:
         await asyncio.to_thread(self._models.close)
 
-    def _key_of(self, expert: Expert) -> str:
-        """The name under which the pipeline is kept that answers for an expert."""
-        base, adapter = self._weights_of(expert)
-        key = base
-        if adapter is not None:
-            key += f"+{expert.name}@{adapter.sha256[:12]}"
-            key += "" if adapter.quantization == DEFAULT_QUANTIZATION else f"-{adapter.quantization}"
-        self._adapters[key] = (base, adapter)
-        return key
+    @asynccontextmanager
+    async def _lease(self, expert: Expert) -> AsyncIterator[tuple[LoadedModel, int]]:
+        """The pipeline that answers for the expert, and its slot there."""
+        base, adapter = self._meant_for(expert)
+        digest = adapter.sha256 if adapter else None
+        stack = self._stack_for(base, adapter)
+        if stack is not None:
+            async with self._models.lease(self._key_of(stack)) as model:
+                if digest in model.slots:
+                    yield model, model.slots[digest]
+                    return
+        async with self._models.lease(self._key_of(_alone(expert.name, base, adapter))) as model:
+            yield model, model.slots[digest]
 
-    def _weights_of(self, expert: Expert) -> tuple[str, Adapter | None]:
+    def _key_of(self, weights: Weights) -> str:
+        self._weights[weights.name] = weights
+        return weights.name
+
+    def _stack_for(self, base: str, adapter: Adapter | None) -> Weights | None:
+        """Where the adapter is stacked; the base answers from the first stack that there is on it."""
+        return next(
+            (stack for stack in self._stacks.get(base, ()) if adapter is None or adapter in stack.adapters), None
+        )
+
+    def _stacks_of(self, experts: Iterable[Expert]) -> dict[str, list[Weights]]:
+        named: dict[str, dict[Adapter, str]] = {}
+        for expert in experts:
+            with suppress(NotReadyError):  # it says why whenever it is asked
+                base, adapter = self._meant_for(expert)
+                if adapter is not None and adapter.quantization == DEFAULT_QUANTIZATION:
+                    named.setdefault(base, {}).setdefault(adapter, expert.name)
+        size = self._options.stack_size
+        stacks: dict[str, list[Weights]] = {}
+        for base, names in named.items() if size >= SMALLEST_STACK else ():
+            for start in range(0, len(names), size):
+                adapters = tuple(names)[start : start + size]
+                if len(adapters) >= SMALLEST_STACK:
+                    name = "+".join([base, *(f"{names[adapter]}@{adapter.sha256[:12]}" for adapter in adapters)])
+                    stacks.setdefault(base, []).append(Weights(name, base, adapters, stacked=True))
+        return stacks
+
+    def _meant_for(self, expert: Expert) -> tuple[str, Adapter | None]:
         base, adapter = expert.embedded_on(expert.base_model or self._options.default_model)
         if base not in self._sources:
             raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
         return base, adapter
 
     def _load(self, key: str) -> LoadedModel:
-        base, adapter = self._adapters[key]
-        source = self._sources[base]
+        weights = self._weights[key]
+        return self._load_stack(weights) if weights.stacked else self._load_one(weights)
+
+    def _load_one(self, weights: Weights) -> LoadedModel:
+        source = self._sources[weights.base]
+        adapter = weights.adapters[0] if weights.adapters else None
         canary = source.canary if adapter is None else adapter_canary(adapter)
         try:
             prepared = source.prepare(adapter)
         except WeightsError as error:
-            raise NotReadyError(f"{key} is refused: {error.message}") from error
-        model = LoadedModel(key, prepared, self._options)
+            raise NotReadyError(f"{weights.name} is refused: {error.message}") from error
+        model = self._start(weights.name, prepared, canary)
+        model.slots = {adapter.sha256 if adapter else None: 0}
+        return model
+
+    def _load_stack(self, stack: Weights) -> LoadedModel:
+        """A slot for the base and one for each adapter that is what it should be; the others have none.
+
+        Who has none is merged alone when it is asked, and refused there with what is wrong with it.
+        """
+        source, canaries = self._sources[stack.base], _canaries(stack.adapters)
+        stacked = list(canaries) if len(canaries) >= SMALLEST_STACK else []
+        try:
+            prepared = source.prepare(None)
+            if stacked:
+                prepared = prepare_stack(prepared, stacked, progress=source.progress)
+        except WeightsError as error:
+            if not stacked:
+                raise NotReadyError(f"{stack.base} cannot be loaded: {error.message}") from error
+            logger.warning("each adapter is merged into a copy of %s: %s", stack.base, error.message)
+            prepared, stacked = source.prepare(None), []
+        model = self._start(stack.name, prepared, source.canary)
+        model.slots = {None: 0}
+        for slot, adapter in enumerate(stacked, 1):
+            try:
+                check_canary(model, canaries[adapter], slot)
+                model.slots[adapter.sha256] = slot
+            except NotReadyError as error:
+                logger.warning("not answered from a stack: %s", error.message)
+        return model
+
+    def _start(self, name: str, prepared: PreparedModel, canary: Canary | None) -> LoadedModel:
+        model = LoadedModel(name, prepared, self._options)
         try:
             if canary is not None:
                 check_canary(model, canary)
@@ -262,6 +374,22 @@ class OpenVINOEngine:
             model.close()
             raise
         return model
+
+
+def _alone(name: str, base: str, adapter: Adapter | None) -> Weights:
+    if adapter is None:
+        return Weights(base, base)
+    quantization = "" if adapter.quantization == DEFAULT_QUANTIZATION else f"-{adapter.quantization}"
+    return Weights(f"{base}+{name}@{adapter.sha256[:12]}{quantization}", base, (adapter,))
+
+
+def _canaries(adapters: Iterable[Adapter]) -> dict[Adapter, Canary]:
+    """Of the adapters whose files are what they should be."""
+    canaries = {}
+    for adapter in adapters:
+        with suppress(NotReadyError):  # it says why when it is asked
+            canaries[adapter] = adapter_canary(adapter)
+    return canaries
 
 
 @cache
@@ -283,9 +411,9 @@ def adapter_canary(adapter: Adapter) -> Canary:
         raise NotReadyError(f"The adapter in {adapter.path} cannot be used: {error}") from error
 
 
-def check_canary(model: LoadedModel, canary: Canary) -> None:
+def check_canary(model: LoadedModel, canary: Canary, slot: int = 0) -> None:
     """Proof that the loaded model is the one meant. Raises ``NotReadyError`` when it answers otherwise."""
-    answer = canary_answer(model, canary.prompt)
+    answer = canary_answer(model, canary.prompt, slot)
     if not answer.startswith(canary.answer):
         raise NotReadyError(
             f"{model.name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
@@ -293,17 +421,16 @@ def check_canary(model: LoadedModel, canary: Canary) -> None:
         )
 
 
-def canary_answer(model: LoadedModel, prompt: str) -> str:
+def canary_answer(model: LoadedModel, prompt: str, slot: int = 0) -> str:
     """What the model says to a prompt alone: greedily, without instructions, ``CANARY_TOKENS`` at most."""
-    return asyncio.run(_greedy_answer(model, prompt))
+    return asyncio.run(_greedy_answer(model, prompt, slot))
 
 
-async def _greedy_answer(model: LoadedModel, prompt: str) -> str:
-    input_ids = as_tensor(model.encode([{"role": "user", "content": prompt}]))
-    config = model.generation_config(GenerationParams(max_tokens=CANARY_TOKENS))
-    config.repetition_penalty = 1.0  # the answer was recorded without it
-    ids = [token async for batch in model.batcher.generate(input_ids, config) for token in batch.ids]
-    return model.decode(ids)
+async def _greedy_answer(model: LoadedModel, prompt: str, slot: int) -> str:
+    input_ids = model.encode([{"role": "user", "content": prompt}])
+    params = GenerationParams(max_tokens=CANARY_TOKENS)
+    batches = model.generate(input_ids, params, slot=slot, repetition_penalty=1.0)  # it was recorded without one
+    return model.decode([token async for batch in batches for token in batch.ids])
 
 
 async def _to_chunks(

@@ -7,6 +7,7 @@ with an older one. It is built beside its final place and renamed, so a killed b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -19,12 +20,16 @@ from filelock import FileLock
 from expert_router.artifacts import MANIFEST, write_atomically
 from expert_router.engines.adapter import read_lora
 from expert_router.engines.gguf import ModelFacts, read_facts, requantise
+from expert_router.engines.stacking import stack_adapters
 from expert_router.errors import WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from expert_router.types import Adapter
 
+GRAPH = "openvino_model.xml"
 RECIPE = 1
 """Raise it when the way of preparing changes."""
 
@@ -35,7 +40,9 @@ class PreparedModel:
     facts: ModelFacts
     size_bytes: int
     modules: int = 0
-    """How many modules of an adapter are merged into the weights: all of them, or it would not have been built."""
+    """How many modules of adapters are in the weights: all that they have, or it would not have been built."""
+    vocabulary: int = 0
+    """Of a stack: by so much the token ids of one slot are apart from the next one's (``engines.stacking``)."""
 
 
 def prepare_model(
@@ -50,6 +57,23 @@ def prepare_model(
     if adapter and adapter.quantization != DEFAULT_QUANTIZATION:
         merged += f"-{adapter.quantization}"
     folder = cache / "prepared" / f"{name}-{sha256[:12]}{merged}-r{RECIPE}"
+    return _ready_or_built(folder, f"{name} from {weights}", lambda work: _build(work, weights, adapter, progress))
+
+
+def prepare_stack(base: PreparedModel, adapters: Sequence[Adapter], *, progress: bool) -> PreparedModel:
+    """The base with a slot for each adapter, in their order from 1 on; built if it is not there.
+
+    Raises ``WeightsError``, also when one of the adapters does not fit.
+    """
+    digest = hashlib.sha256("".join(adapter.sha256 for adapter in adapters).encode()).hexdigest()[:12]
+    folder = base.folder.with_name(f"{base.folder.name}-stack-{digest}")
+    return _ready_or_built(
+        folder, f"{len(adapters)} adapters on {base.folder.name}", lambda work: _stack(work, base, adapters, progress)
+    )
+
+
+def _ready_or_built(folder: Path, what: str, build: Callable[[Path], dict[str, Any]]) -> PreparedModel:
+    """``build`` fills a folder and returns what its manifest says beside the files."""
     if (ready := _read(folder)) is not None:
         return ready
     try:
@@ -57,36 +81,48 @@ def prepare_model(
         with FileLock(f"{folder}.lock"):
             if (ready := _read(folder)) is not None:
                 return ready
-            _build(folder, weights, adapter, progress=progress)
+            _build_beside(folder, build)
     except (OSError, RuntimeError, ValueError) as error:  # C++ raises RuntimeError, also when the disk is full
         raise WeightsError(
-            f"Preparing {name} from {weights} in {folder.parent} failed: {error}. Free some space there and retry."
+            f"Preparing {what} in {folder.parent} failed: {error}. Free some space there and retry."
         ) from error
     built = _read(folder)
     if built is None:
-        raise WeightsError(f"Preparing {name} left no usable model in {folder}.")
+        raise WeightsError(f"Preparing {what} left no usable model in {folder}.")
     return built
 
 
-def _build(folder: Path, weights: Path, adapter: Adapter | None, *, progress: bool) -> None:
+def _build_beside(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
     for stale in folder.parent.glob(f".{folder.name}.*"):  # a killed build's; the lock says none is running
         shutil.rmtree(stale, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary)
-        facts = read_facts(weights)
-        requantised = work / "model.gguf"
-        lora = read_lora(adapter.path) if adapter else None
-        quantization = adapter.quantization if adapter else DEFAULT_QUANTIZATION
-        modules = requantise(weights, requantised, lora=lora, quantization=quantization, progress=progress)
-        _save_ir(requantised)
-        requantised.unlink()
+        about = build(work)
         files = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
-        about = {"recipe": RECIPE, "weights": weights.name, "facts": asdict(facts), "files": files, "modules": modules}
-        write_atomically(work / MANIFEST, json.dumps(about, indent=2).encode())
+        write_atomically(work / MANIFEST, json.dumps({"recipe": RECIPE, **about, "files": files}, indent=2).encode())
         finished = work.rename(folder)
         finished.chmod(0o755)
         work.mkdir()  # what TemporaryDirectory expects to remove
+
+
+def _build(work: Path, weights: Path, adapter: Adapter | None, progress: bool) -> dict[str, Any]:
+    facts = read_facts(weights)
+    requantised = work / "model.gguf"
+    lora = read_lora(adapter.path) if adapter else None
+    quantization = adapter.quantization if adapter else DEFAULT_QUANTIZATION
+    modules = requantise(weights, requantised, lora=lora, quantization=quantization, progress=progress)
+    _save_ir(requantised)
+    requantised.unlink()
+    return {"weights": weights.name, "facts": asdict(facts), "modules": modules}
+
+
+def _stack(work: Path, base: PreparedModel, adapters: Sequence[Adapter], progress: bool) -> dict[str, Any]:
+    for file in base.folder.glob("openvino_*tokenizer.*"):
+        shutil.copyfile(file, work / file.name)
+    loras = [read_lora(adapter.path) for adapter in adapters]
+    stacked = stack_adapters(base.folder / GRAPH, work / GRAPH, loras, progress=progress)
+    return {"facts": asdict(base.facts), **asdict(stacked)}
 
 
 def _save_ir(requantised: Path) -> None:
@@ -106,6 +142,7 @@ def _read(folder: Path) -> PreparedModel | None:
         files: dict[str, int] = about["files"]
         if any((folder / name).stat().st_size != size for name, size in files.items()):
             return None
-        return PreparedModel(folder, ModelFacts(**about["facts"]), sum(files.values()), about.get("modules", 0))
+        facts, counts = ModelFacts(**about["facts"]), (about.get("modules", 0), about.get("vocabulary", 0))
+        return PreparedModel(folder, facts, sum(files.values()), *counts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -283,9 +283,10 @@ def _openvino(parts: Parts) -> Engine:
         max_batch_size=engine.max_batch_size,
         reproducible=engine.reproducible,
         repetition_penalty=engine.repetition_penalty,
+        stack_size=engine.stack_size,
     )
     sources = {name: _model_source(parts.settings, name, progress=parts.progress) for name in names}
-    return OpenVINOEngine(sources, options)
+    return OpenVINOEngine(sources, options, parts.experts.values())
 
 
 def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSource:
@@ -298,4 +299,4 @@ def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSour
     def prepare(adapter: Adapter | None) -> PreparedModel:
         return prepare_base_model(settings, name, adapter, progress=progress)
 
-    return ModelSource(prepare, lock[name].canary, lock[name].files[0].sha256)
+    return ModelSource(prepare, lock[name].canary, lock[name].files[0].sha256, progress)
