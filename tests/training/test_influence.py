@@ -63,7 +63,7 @@ def test_a_file_without_layers_is_the_model_without_them_in_training_and_in_serv
     assert np.abs(expected - whole).max() > 0.01  # the layers did something
     np.testing.assert_allclose(logits(load(small).model), expected, atol=1e-5)
     served = prepare_model("small", small, sha256_of(small), source.parent / "cache", progress=False)
-    assert np.abs(ServedModel(served.folder).logits(IDS) - expected).max() < 0.05 * np.abs(expected).max()
+    assert np.abs(ServedModel(served).logits(IDS) - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_the_influence_is_one_minus_the_cosine_over_all_tokens(source: Path) -> None:

@@ -47,27 +47,32 @@ def load() -> object:
     return load_base(next(iter(files.values())))
 
 
-def compare(adapter: Path, merged: Path, cache: Path) -> float:
+def compare(adapter: Path, served: Path, cache: Path, *, slot: int = 0) -> float:
+    """With ``served`` merged into the base, or stacked on it in a slot beside adapters that do nothing."""
     from expert_router.artifacts import ADAPTER_WEIGHTS, sha256_of
-    from expert_router.engines.prepared import prepare_model
+    from expert_router.engines.prepared import prepare_model, prepare_stack
     from expert_router.serving.parts import fetch_model
     from expert_router.settings import load_settings
     from expert_router.training.examples import Example
-    from expert_router.training.parity import check_parity
+    from expert_router.training.parity import ServedModel, check_parity
     from expert_router.types import Adapter
 
     locked, files = fetch_model(load_settings("tiny"), BASE, progress=False)
-    weights = Adapter(merged, sha256_of(merged / ADAPTER_WEIGHTS))
-    prepared = prepare_model(
-        BASE, next(iter(files.values())), locked.files[0].sha256, cache, adapter=weights, progress=False
-    )
+    (weights,), sha256 = files.values(), locked.files[0].sha256
+    meant = Adapter(served, sha256_of(served / ADAPTER_WEIGHTS))
+    prepared = prepare_model(BASE, weights, sha256, cache, adapter=None if slot else meant, progress=False)
+    if slot:
+        nothing = write_lora(cache / "nothing", weights, size=0.0).folder
+        idle = Adapter(nothing, sha256_of(nothing / ADAPTER_WEIGHTS))
+        prepared = prepare_stack(prepared, [meant if number == slot else idle for number in (1, 2)], progress=False)
     example = Example("Be brief.", "What is the capital of France?", "The capital of France is Paris.", answerable=True)
     examples = [example, replace(example, user="Count to ten.", answer="1, 2, 3, 4, 5, 6, 7, 8, 9, 10.")]
-    return check_parity(load(), adapter, prepared.folder, examples).mean_difference
+    return check_parity(load(), adapter, ServedModel(prepared, slot), examples).mean_difference
 
 
-def test_what_is_served_is_what_was_trained_up_to_eight_bits(adapter: Path, tmp_path: Path) -> None:
-    assert compare(adapter, adapter, tmp_path) < 0.5
+@pytest.mark.parametrize("slot", [0, 2])
+def test_what_is_served_is_what_was_trained_up_to_eight_bits(adapter: Path, tmp_path: Path, slot: int) -> None:
+    assert compare(adapter, adapter, tmp_path, slot=slot) < 0.5
 
 
 def test_a_module_whose_rows_are_in_another_order_shows(adapter: Path, tmp_path: Path) -> None:
@@ -104,5 +109,5 @@ def test_the_served_graph_has_the_weights_of_the_file_it_was_made_of(
     with torch.no_grad():
         expected = load_base(held).model(torch.tensor([ids])).logits[0].numpy()
         whole = load_base(source).model(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(ServedModel(served.folder).logits(ids), expected, atol=1e-4)
+    np.testing.assert_allclose(ServedModel(served).logits(ids), expected, atol=1e-4)
     assert np.abs(whole - expected).max() > 1e-3  # the rounding shows, so that right and wrong can be told apart

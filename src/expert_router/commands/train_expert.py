@@ -85,7 +85,7 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
 
 def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
-    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.build import prepared_for
     from expert_router.serving.parts import Parts
 
     expert = chosen(args, experts)
@@ -94,13 +94,15 @@ def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str
     if adapter is None:
         raise ConfigError(f"The expert {expert.name!r} has no adapter: expert-router train expert {expert.name}")
     training_as_asked(args, reads=True)  # says which packages are missing
-    from expert_router.training.parity import LEAST_SAME_TOP, check_parity
+    from expert_router.training.parity import LEAST_SAME_TOP, ServedModel, check_parity
 
-    served = prepare_base_model(settings, base_name, adapter, progress=True)
-    validation = read_examples(Parts(settings, experts, progress=True), data, expert, "calibration", [args.seed])
+    parts = Parts(settings, experts, progress=True)
+    served, slot = prepared_for(parts, expert, base_name)
+    validation = read_examples(parts, data, expert, "calibration", [args.seed])
     base = load_base_model(args, settings, base_name)
-    parity = check_parity(base, adapter.path, served.folder, validation[: args.conversations])
-    print(f"{served.modules} modules merged; {parity.tokens} answer tokens of {parity.conversations} conversations.")
+    parity = check_parity(base, adapter.path, ServedModel(served, slot), validation[: args.conversations])
+    form = f"slot {slot} of a stack" if slot else "merged"
+    print(f"{served.modules} modules, {form}; {parity.tokens} answer tokens of {parity.conversations} conversations.")
     print(f"The same likeliest token: {parity.same_top:.1%} (at least {LEAST_SAME_TOP:.0%} are expected).")
     print(f"Largest difference of a logit {parity.largest_difference:.2f}, mean {parity.mean_difference:.3f}.")
     return int(parity.same_top < LEAST_SAME_TOP)

@@ -327,15 +327,39 @@ class OpenVINOEngine:
         weights = self._weights[key]
         return self._load_stack(weights) if weights.stacked else self._load_one(weights)
 
-    def _load_one(self, weights: Weights) -> LoadedModel:
-        source = self._sources[weights.base]
-        adapter = weights.adapters[0] if weights.adapters else None
-        canary = source.canary if adapter is None else adapter_canary(adapter)
+    def prepare(self, expert: Expert) -> tuple[PreparedModel, int]:
+        """The model that would be loaded to answer for the expert, and its slot. Blocking; raises ``NotReadyError``."""
+        base, adapter = self._meant_for(expert)
+        stack = self._stack_for(base, adapter)
+        if stack is not None:
+            prepared, canaries = self._prepare_stack(stack)
+            slots = [None, *canaries]
+            if adapter in slots:
+                return prepared, slots.index(adapter)
+        return self._prepare_one(_alone(expert.name, base, adapter)), 0
+
+    def _prepare_one(self, weights: Weights) -> PreparedModel:
         try:
-            prepared = source.prepare(adapter)
+            return self._sources[weights.base].prepare(*weights.adapters or (None,))
         except WeightsError as error:
             raise NotReadyError(f"{weights.name} is refused: {error.message}") from error
-        model = self._start(weights.name, prepared, canary)
+
+    def _prepare_stack(self, stack: Weights) -> tuple[PreparedModel, dict[Adapter, Canary]]:
+        """With the adapters that are in it, in the order of their slots from 1 on."""
+        source, base = self._sources[stack.base], self._prepare_one(Weights(stack.base, stack.base))
+        canaries = _canaries(stack.adapters)
+        if len(canaries) < SMALLEST_STACK:
+            return base, {}
+        try:
+            return prepare_stack(base, list(canaries), progress=source.progress), canaries
+        except WeightsError as error:
+            logger.warning("each adapter is merged into a copy of %s: %s", stack.base, error.message)
+            return base, {}
+
+    def _load_one(self, weights: Weights) -> LoadedModel:
+        adapter = weights.adapters[0] if weights.adapters else None
+        canary = self._sources[weights.base].canary if adapter is None else adapter_canary(adapter)
+        model = self._start(weights.name, self._prepare_one(weights), canary)
         model.slots = {adapter.sha256 if adapter else None: 0}
         return model
 
@@ -344,22 +368,12 @@ class OpenVINOEngine:
 
         Who has none is merged alone when it is asked, and refused there with what is wrong with it.
         """
-        source, canaries = self._sources[stack.base], _canaries(stack.adapters)
-        stacked = list(canaries) if len(canaries) >= SMALLEST_STACK else []
-        try:
-            prepared = source.prepare(None)
-            if stacked:
-                prepared = prepare_stack(prepared, stacked, progress=source.progress)
-        except WeightsError as error:
-            if not stacked:
-                raise NotReadyError(f"{stack.base} cannot be loaded: {error.message}") from error
-            logger.warning("each adapter is merged into a copy of %s: %s", stack.base, error.message)
-            prepared, stacked = source.prepare(None), []
-        model = self._start(stack.name, prepared, source.canary)
+        prepared, canaries = self._prepare_stack(stack)
+        model = self._start(stack.name, prepared, self._sources[stack.base].canary)
         model.slots = {None: 0}
-        for slot, adapter in enumerate(stacked, 1):
+        for slot, (adapter, canary) in enumerate(canaries.items(), 1):
             try:
-                check_canary(model, canaries[adapter], slot)
+                check_canary(model, canary, slot)
                 model.slots[adapter.sha256] = slot
             except NotReadyError as error:
                 logger.warning("not answered from a stack: %s", error.message)

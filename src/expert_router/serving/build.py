@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
@@ -24,7 +25,7 @@ from expert_router.weights import load_lock
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from expert_router.engines.openvino import ModelSource
+    from expert_router.engines.openvino import ModelSource, OpenVINOEngine
     from expert_router.engines.prepared import PreparedModel
     from expert_router.ports import AnswerStore, Engine, Router
     from expert_router.routing.added import AddedHead
@@ -179,6 +180,17 @@ async def prove(settings: Settings, expert: Expert) -> None:
         await engine.close()
 
 
+def prepared_for(parts: Parts, expert: Expert, base: str) -> tuple[PreparedModel, int]:
+    """What the embedded engine answers from for an expert on ``base``, no variant of it, and the adapter's slot there.
+
+    Built if it is not there. Raises ``NotReadyError`` when the expert is refused.
+    """
+    engine = parts.settings.engine.model_copy(update={"base_model": base})
+    settings = parts.settings.model_copy(update={"engine": engine})
+    embedded = _embedded_engine(Parts(settings, parts.experts, progress=parts.progress))
+    return embedded.prepare(replace(expert, base_model=base, serve_as={}))
+
+
 def prepare_base_model(
     settings: Settings, name: str, adapter: Adapter | None = None, *, progress: bool
 ) -> PreparedModel:
@@ -269,6 +281,10 @@ def _openai_http(parts: Parts) -> Engine:
 
 @ENGINES.register("openvino")
 def _openvino(parts: Parts) -> Engine:
+    return _embedded_engine(parts)
+
+
+def _embedded_engine(parts: Parts) -> OpenVINOEngine:
     from expert_router.engines.openvino import OpenVINOEngine, OpenVINOOptions
 
     engine = parts.settings.engine

@@ -1,4 +1,4 @@
-"""Proof that what is served is what was trained: PEFT's logits against those of the merged, requantised model.
+"""Proof that what is served is what was trained: PEFT's logits against those of the prepared, requantised model.
 
 Both read the same conversations with the same answers, token by token; over the answers the likeliest next token must
 be the same nearly always. What is left is the rounding to eight bits. A wrong permutation of q and k, a missing module
@@ -15,6 +15,7 @@ import openvino as ov
 import torch
 from peft import PeftModel
 
+from expert_router.engines.prepared import GRAPH
 from expert_router.training.base import template_ids
 from expert_router.training.expert import conversation
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from expert_router.engines.prepared import PreparedModel
     from expert_router.training.base import Base
     from expert_router.training.examples import Example
 
@@ -45,30 +47,33 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0
 
 
 class ServedModel:
-    """The prepared graph, for its logits."""
+    """The prepared graph, for its logits; of a stack those of one slot."""
 
-    def __init__(self, folder: Path) -> None:
-        core = ov.Core()
-        compiled = core.compile_model(folder / "openvino_model.xml", "CPU", EXACT)
+    def __init__(self, prepared: PreparedModel, slot: int = 0) -> None:
+        compiled = ov.Core().compile_model(prepared.folder / GRAPH, "CPU", EXACT)
         self._request = compiled.create_infer_request()
+        self._vocabulary = prepared.vocabulary
+        self._first = slot * prepared.vocabulary
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Shape (T, V): after each token, what might come next."""
         self._request.reset_state()
-        row_1T = np.array([ids], dtype=np.int64)
+        row_1T = np.array([ids], dtype=np.int64) + self._first
         feeds = {
             "input_ids": row_1T,
             "attention_mask": np.ones_like(row_1T),
             "position_ids": np.arange(len(ids), dtype=np.int64)[None],
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
-        return np.array(self._request.infer(feeds)["logits"][0], dtype=np.float32)
+        if self._vocabulary:
+            feeds["sampled_tokens_indices"] = np.zeros(1, dtype=np.int64)  # of the only row
+        logits_TV = self._request.infer(feeds)["logits"][0]
+        return np.array(logits_TV[:, self._first : self._first + self._vocabulary or None], dtype=np.float32)
 
 
-def check_parity(base: Base, adapter: Path, served: Path, examples: Iterable[Example]) -> Parity:
-    """Compare over the answers of ``examples``. ``adapter`` is PEFT's folder, ``served`` the prepared model's."""
+def check_parity(base: Base, adapter: Path, model: ServedModel, examples: Iterable[Example]) -> Parity:
+    """Compare over the answers of ``examples``. ``adapter`` is PEFT's folder."""
     trained = PeftModel.from_pretrained(base.model.float(), str(adapter)).eval()
-    model = ServedModel(served)
     same: list[NDArray[np.bool_]] = []
     differences: list[NDArray[np.float32]] = []
     for example in examples:
