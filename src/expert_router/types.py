@@ -42,7 +42,8 @@ class GenerationParams:
 
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
-    one to another. ``cache`` shapes no answer: it says whether one that was given before will do.
+    one to another. ``cache`` shapes no answer: it says whether one that was given before will do. With ``ignore_eos``
+    the answer goes on where the model would end it, up to ``max_tokens`` or a stop sequence: for measurements.
     """
 
     max_tokens: int = 256
@@ -53,6 +54,7 @@ class GenerationParams:
     begin: str = ""
     probability: bool = False
     cache: CacheUse = "use"
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
