@@ -323,9 +323,15 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds since the request arrived; ``None`` where the step was not reached."""
+    """Seconds since the request arrived; ``None`` where the step was not reached.
+
+    ``queue_s``, the wait for a slot, and ``retrieve_s``, the search for passages, the longest where several experts
+    search at once, are durations.
+    """
 
     route_s: float | None = None
+    queue_s: float | None = None
+    retrieve_s: float | None = None
     first_token_s: float | None = None
     total_s: float | None = None
 
@@ -372,6 +378,14 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request has its slot, after ``queue_s``."""
+
+    queue_s: float
+    text: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """From here on ``expert`` answers; sent only when several do. ``text`` is the heading to show."""
 
@@ -385,6 +399,7 @@ class Sources:
 
     expert: str
     found: tuple[Found, ...]
+    retrieve_s: float = field(default=0.0, compare=False)
     text: ClassVar[str] = ""
 
 
@@ -421,7 +436,7 @@ class Done:
     text: ClassVar[str] = ""
 
 
-Event = Routed | Accepted | Section | Sources | Failed | Text | Done
+Event = Routed | Admitted | Accepted | Section | Sources | Failed | Text | Done
 """What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
 
 
