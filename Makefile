@@ -9,7 +9,7 @@ override Q := $(value Q)
 export Q
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench lock clean
+.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench profile lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,15 @@ bench: $(VENV)/.serve  ## the tables of docs/benchmarks.md
 	$(BIN)/expert-router --config tiny bench engine
 	$(BIN)/expert-router --config default bench engine
 	$(BIN)/expert-router --config echo bench cache
+
+profile: PORT ?= 8019
+profile: $(VENV)/.dev  ## what holds Python while a server answers: runs/profile-*.svg, by py-spy (docs/load.md)
+	@mkdir -p runs; router=$(BIN)/expert-router; \
+	$$router $(CONFIG) serve --no-page --port $(PORT) > runs/profile.log 2>&1 & server=$$!; trap "kill $$server; wait $$server" EXIT; \
+	until $(BIN)/python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:$(PORT)/health/ready')" 2> /dev/null; do \
+		kill -0 $$server 2> /dev/null || { cat runs/profile.log; exit 1; }; sleep 1; done; \
+	$(BIN)/py-spy record --gil --threads --duration 25 --pid $$server --output "runs/profile-$$(date +%Y%m%d-%H%M%S).svg" & spy=$$!; \
+	$$router bench load --url http://127.0.0.1:$(PORT) --concurrency 8 --seconds 20 --no-cache; wait $$spy
 
 lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt

@@ -170,7 +170,7 @@ async def test_a_stream_says_the_same_as_a_whole_answer(caller: Caller) -> None:
     assert about(chunks[0])["decision"] == about(completion)["decision"]
     last = chunks[-1]
     assert last.choices[0].finish_reason == "stop"
-    assert about(last)["timings"].keys() == {"route_s", "first_token_s", "total_s"}
+    assert about(last)["timings"].keys() == {"route_s", "queue_s", "retrieve_s", "first_token_s", "total_s"}
 
 
 async def test_usage_is_streamed_only_when_asked_for_in_a_last_chunk_without_choices(caller: Caller) -> None:

@@ -46,6 +46,8 @@ class Section(BaseModel):
 class ServerSettings(Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1)
+    """Processes that answer, each with an engine of its own and the limits of `serving` for itself."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""

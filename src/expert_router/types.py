@@ -42,7 +42,8 @@ class GenerationParams:
 
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
-    one to another. ``cache`` shapes no answer: it says whether one that was given before will do.
+    one to another. ``cache`` shapes no answer: it says whether one that was given before will do. With ``ignore_eos``
+    the answer goes on where the model would end it, up to ``max_tokens`` or a stop sequence: for measurements.
     """
 
     max_tokens: int = 256
@@ -53,6 +54,7 @@ class GenerationParams:
     begin: str = ""
     probability: bool = False
     cache: CacheUse = "use"
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,9 +323,15 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds since the request arrived; ``None`` where the step was not reached."""
+    """Seconds since the request arrived; ``None`` where the step was not reached.
+
+    ``queue_s``, the wait for a slot, and ``retrieve_s``, the search for passages, the longest where several experts
+    search at once, are durations.
+    """
 
     route_s: float | None = None
+    queue_s: float | None = None
+    retrieve_s: float | None = None
     first_token_s: float | None = None
     total_s: float | None = None
 
@@ -370,6 +378,14 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request has its slot, after ``queue_s``."""
+
+    queue_s: float
+    text: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """From here on ``expert`` answers; sent only when several do. ``text`` is the heading to show."""
 
@@ -383,6 +399,7 @@ class Sources:
 
     expert: str
     found: tuple[Found, ...]
+    retrieve_s: float = field(default=0.0, compare=False)
     text: ClassVar[str] = ""
 
 
@@ -419,7 +436,7 @@ class Done:
     text: ClassVar[str] = ""
 
 
-Event = Routed | Accepted | Section | Sources | Failed | Text | Done
+Event = Routed | Admitted | Accepted | Section | Sources | Failed | Text | Done
 """What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
 
 

@@ -23,8 +23,9 @@ def test_what_is_left_out_is_auto_greedy_and_the_servers_limit() -> None:
 
 
 def test_every_parameter_reaches_the_engines_parameters() -> None:
-    request = parsed(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=["END", "\n\n"])
-    assert request.params == GenerationParams(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END", "\n\n"))
+    sampling = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3, "ignore_eos": True}
+    request = parsed(**sampling, stop=["END", "\n\n"])
+    assert request.params == GenerationParams(**sampling, stop=("END", "\n\n"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ OTHER_PARAMS = {
     "stop": ("\n",),
     "begin": "I don't know",
     "probability": True,
+    "ignore_eos": True,
 }
 
 

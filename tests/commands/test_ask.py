@@ -50,7 +50,7 @@ def test_json_is_one_object_with_exactly_these_keys(cli: CommandLine) -> None:
     }
     assert set(answer["decision"]["scores"]) == {"cars", "sleep", "none"}
     assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
-    assert set(answer["timings"]) == {"route_s", "first_token_s", "total_s"}
+    assert set(answer["timings"]) == {"route_s", "queue_s", "retrieve_s", "first_token_s", "total_s"}
     assert 0 <= answer["timings"]["route_s"] <= answer["timings"]["first_token_s"] <= answer["timings"]["total_s"]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
 from cli import one_line
 
-from support import SLEEP_QUESTION, chat_body, events
+from support import SLEEP_QUESTION, chat_body, events, eventually
 
 if TYPE_CHECKING:
     import subprocess
@@ -142,6 +144,37 @@ def test_ctrl_c_ends_it_too(cli: CommandLine) -> None:
         assert "Traceback" not in error
 
 
+def test_a_worker_that_dies_is_replaced_and_all_end_together(cli: CommandLine) -> None:
+    with serving(cli, "--workers", "2") as server:
+        first, second = _two_workers(server)
+        for stopped in (first, second):  # the other one answers
+            os.kill(stopped, signal.SIGSTOP)
+            assert server.ask().status_code == 200
+            os.kill(stopped, signal.SIGCONT)
+        os.kill(first, signal.SIGKILL)
+        assert server.ask().status_code == 200
+        eventually(lambda: len(_workers(server) - {first}) == 2, within_s=20)
+        assert second in _workers(server)
+        workers = _workers(server)
+        status, error = server.end()
+        assert (status, "Traceback" in error) == (0, False)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_workers_end_when_their_supervisor_is_killed(cli: CommandLine) -> None:
+    with serving(cli, "--workers", "2") as server:
+        workers = _two_workers(server)
+        server.process.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), within_s=20)
+
+
+def test_workers_that_cannot_start_end_the_server(cli: CommandLine) -> None:
+    broken = replace(cli, settings={"EXPERT_ROUTER_ROUTER__NAME": "no-such"})
+    done = broken.run("serve", "--port", "0", "--workers", "2")
+    assert (done.status, "Traceback" in done.error) == (2, False)
+    assert "expert-router: There is no router named 'no-such'" in done.error
+
+
 def test_the_log_is_json_lines_without_the_question(cli: CommandLine) -> None:
     with serving(cli, "--no-page") as server:
         identifier = server.ask().headers["x-request-id"]
@@ -176,3 +209,17 @@ def _refuses_newcomers(url: str) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("the server still takes requests")
+
+
+def _workers(server: Serving) -> set[int]:
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+def _two_workers(server: Serving) -> tuple[int, int]:
+    """Their ids, once one of them answers."""
+    eventually(lambda: len(_workers(server)) == 2, within_s=20)
+    first, second = _workers(server)
+    eventually(lambda: server.ask().status_code == 200, within_s=20)
+    return first, second

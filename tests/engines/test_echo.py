@@ -87,6 +87,15 @@ async def test_the_answer_ends_before_the_first_stop_sequence(stop: tuple[str, .
     assert chunks[-1].usage == Usage(10, len(text.split()))
 
 
+@pytest.mark.parametrize(("max_tokens", "end"), [(3, "[Sleep science] You"), (9, "What is REM sleep? [Sleep")])
+async def test_who_ignores_the_end_gets_exactly_max_tokens(max_tokens: int, end: str) -> None:
+    chunks = await ask(EchoEngine(), params=GenerationParams(max_tokens=max_tokens, ignore_eos=True))
+    assert text_of(chunks).endswith(end)
+    assert (chunks[-1].finish_reason, chunks[-1].usage) == ("length", Usage(10, max_tokens))
+    stopped = await ask(EchoEngine(), params=GenerationParams(max_tokens=99, ignore_eos=True, stop=("REM",)))
+    assert (text_of(stopped), stopped[-1].finish_reason) == ("[Sleep science] You asked: What is ", "stop")
+
+
 async def test_a_stop_sequence_beyond_max_tokens_is_not_reached() -> None:
     chunks = await ask(EchoEngine(), params=GenerationParams(max_tokens=2, stop=("REM",)))
     assert chunks[-1].finish_reason == "length"

@@ -77,7 +77,7 @@ async def test_an_answer_streams_in_pieces_and_ends_with_reason_and_the_servers_
 
 
 async def test_the_request_is_openais(upstream: Upstream) -> None:
-    params = GenerationParams(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END", "\n\n"))
+    params = GenerationParams(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("END", "\n\n"), ignore_eos=True)
     async with engine_at(upstream.base_url) as engine:
         await ask(engine, params=params)
         await ask(engine)
@@ -95,11 +95,13 @@ async def test_the_request_is_openais(upstream: Upstream) -> None:
         "top_p": 0.9,
         "seed": 3,
         "stop": ["END", "\n\n"],
+        "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     assert "seed" not in second.body
     assert "stop" not in second.body
+    assert "ignore_eos" not in second.body
 
 
 async def test_a_finished_answers_connection_is_used_again(upstream: Upstream) -> None:

@@ -173,6 +173,17 @@ async def test_an_answer_that_the_model_ends_stops_before_max_tokens(
     assert "<|im_end|>" not in text_of(chunks)
 
 
+async def test_who_ignores_the_end_gets_exactly_max_tokens_and_first_of_all_the_same(engine: OpenVINOEngine) -> None:
+    ended = await ask(engine, "What is 2+2?", params(64))
+    chunks = await ask(engine, "What is 2+2?", params(64, ignore_eos=True))
+    assert (chunks[-1].finish_reason, chunks[-1].usage.completion_tokens) == ("length", 64)  # type: ignore[union-attr]
+    assert text_of(chunks).startswith(text_of(ended).rstrip())
+    begun = await ask(engine, "What is 2+2?", params(20, ignore_eos=True, begin="It is"))
+    assert begun[-1].usage.completion_tokens == 20  # type: ignore[union-attr]
+    stopped = await ask(engine, "What is 2+2?", params(64, ignore_eos=True, stop=(text_of(ended)[-3:],)))
+    assert stopped[-1].finish_reason == "stop"
+
+
 @pytest.mark.parametrize("max_tokens", [1, 7])
 async def test_max_tokens_ends_with_length_and_is_counted(engine: OpenVINOEngine, max_tokens: int) -> None:
     chunks = await ask(engine, LONG_STORY, params(max_tokens))

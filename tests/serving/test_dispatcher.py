@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from expert_router.types import (
     AUTO,
     GENERAL,
     Accepted,
+    Admitted,
     ChatRequest,
     Chunk,
     Done,
@@ -50,6 +52,7 @@ from support import (
     SLEEP_QUESTION,
     STAGES,
     TITLES,
+    UNSURE_QUESTION,
     FixedKnowledge,
     FixedRouter,
     build,
@@ -112,8 +115,9 @@ def counts(dispatcher: Dispatcher) -> dict[str, object]:
 
 
 async def test_who_answers_comes_first_then_the_text_then_the_end() -> None:
-    first, *texts, last = await events_of(build(EchoEngine()), ask(SLEEP_QUESTION))
+    first, admitted, *texts, last = await events_of(build(EchoEngine()), ask(SLEEP_QUESTION))
     assert isinstance(first, Routed)
+    assert isinstance(admitted, Admitted)
     assert (first.decision.kind, first.decision.experts, first.experts) == ("single", ("sleep",), ("sleep",))
     assert first.decision.router == "lexical"
     assert all(isinstance(event, Text) for event in texts)
@@ -215,7 +219,7 @@ async def test_the_parameters_reach_the_engine_as_they_are() -> None:
 
 async def test_that_the_engine_took_the_prompt_is_told_before_the_text() -> None:
     kinds = [type(event) for event in await events_of(build(NotingEngine()), ask("Why?", model="sleep"))]
-    assert kinds[:3] == [Routed, Accepted, Text]
+    assert kinds[:4] == [Routed, Admitted, Accepted, Text]
     assert kinds.count(Accepted) == 1
 
 
@@ -230,6 +234,23 @@ async def test_the_whole_answer_is_the_stream_joined() -> None:
         assert (answer.query, answer.text) == (question, text_of(events))
         assert (answer.decision, answer.answered_by) == (first.decision, first.experts)
         assert (answer.finish_reason, answer.usage) == (last.finish_reason, last.usage) == ("length", last.usage)
+
+
+async def test_the_wait_for_a_slot_and_the_search_are_timed() -> None:
+    class SlowKnowledge(FixedKnowledge):
+        def search(self, *asked: Any) -> list[Found]:
+            time.sleep(0.02)  # what is measured
+            return super().search(*asked)
+
+    slow = SlowKnowledge({"sleep": (STAGES, NAPS), "cars": (BENZ,)})
+    engine = EchoEngine(EchoScript(first_token_delay_s=0.05))
+    dispatcher = build(engine, knowledge=slow, max_running=1)
+    answers = await asyncio.gather(*(dispatcher.ask(ask(question)) for question in (SLEEP_QUESTION, CARS_QUESTION)))
+    assert min(answer.timings.retrieve_s or 0 for answer in answers) >= 0.02
+    at_once, waited = sorted(answer.timings.queue_s or 0 for answer in answers)
+    assert at_once < 0.07 <= waited
+    asked_back = await dispatcher.ask(ask(UNSURE_QUESTION))
+    assert (asked_back.timings.queue_s, asked_back.timings.retrieve_s) == (None, None)
 
 
 async def test_timings_count_from_the_requests_arrival() -> None:
@@ -307,7 +328,7 @@ async def test_where_every_part_fails_nothing_is_answered() -> None:
     received: list[Event] = []
     with pytest.raises(EngineError):
         await read_into(received, dispatcher, ask("Why?"))
-    assert [type(event) for event in received] == [Routed]
+    assert [type(event) for event in received] == [Routed, Admitted]
     assert (counts(dispatcher), dispatcher.admission.running) == ({"failed": 2}, 0)
 
 
@@ -371,7 +392,7 @@ async def test_a_prompt_beyond_the_context_is_refused_after_the_routing_and_free
     received: list[Event] = []
     with pytest.raises(ContextLengthError):
         await read_into(received, dispatcher, ask(SLEEP_QUESTION))
-    assert [type(event) for event in received] == [Routed]
+    assert [type(event) for event in received] == [Routed, Admitted]
     assert dispatcher.admission.running == 0
 
 
@@ -422,7 +443,7 @@ def library() -> FixedKnowledge:
 async def test_what_an_expert_reads_is_told_before_its_text_and_is_in_its_prompt() -> None:
     engine = NotingEngine()
     events = await events_of(build(engine, knowledge=library()), ask(SLEEP_QUESTION))
-    assert [type(event) for event in events[:4]] == [Routed, Sources, Accepted, Text]
+    assert [type(event) for event in events[:5]] == [Routed, Admitted, Sources, Accepted, Text]
     assert [event for event in events if isinstance(event, Sources)] == [Sources("sleep", SLEEP_FOUND)]
     ((_, (system, user), _),) = engine.asked
     assert system.content == f"{SLEEP.instructions}\n\n{RULES}"

@@ -1,4 +1,7 @@
-"""What the routes are handed: the running system, and the request's disconnect."""
+"""What the routes are handed: the running system, and the request's disconnect.
+
+Async functions all: FastAPI calls others in a worker thread, which costs a request more than what they do.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class System:
             self.reading = asyncio.create_task(_read_examples(self.dispatcher))
 
 
-def running_system(request: Request) -> System:
+async def running_system(request: Request) -> System:
     system: System = request.app.state.system
     return system
 
@@ -69,7 +72,7 @@ async def _read_examples(dispatcher: Dispatcher) -> None:
         logger.warning("explanations name no examples", extra={"reason": error.message})
 
 
-def cache_use(
+async def cache_use(
     cache_control: Annotated[
         list[str] | None,
         Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),

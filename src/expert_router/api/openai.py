@@ -17,6 +17,7 @@ from expert_router.api import sse
 from expert_router.api.deps import CacheUseDep, SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.api.server_timing import server_timing
 from expert_router.errors import ExpertRouterError, UnknownModelError
 from expert_router.serving.objects import (
     all_source_objects,
@@ -27,7 +28,7 @@ from expert_router.serving.objects import (
     timings_object,
     usage_object,
 )
-from expert_router.types import AUTO, Accepted, Done, Failed, Routed, Section, Sources, Text
+from expert_router.types import AUTO, Accepted, Admitted, Done, Failed, Routed, Section, Sources, Text, Timings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -51,7 +52,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep,
     dispatcher = system.dispatcher
     if not body.stream:
         answer = await unless_disconnected(request, dispatcher.ask(chat_request))
-        headers = _headers(answer.decision, answer.answered_by, answer.served)
+        headers = _headers(answer.decision, answer.answered_by, answer.served, answer.timings)
         return JSONResponse(_completion(answer, body.model, dispatcher), headers=headers)
     events = dispatcher.stream(chat_request)
     started = _Started(events)
@@ -61,7 +62,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep,
         await started.aclose()
         raise
     frames = _frames(started, routed, body, dispatcher)
-    headers = {**sse.HEADERS, **_headers(routed.decision, routed.experts, routed.served)}
+    headers = {**sse.HEADERS, **_headers(routed.decision, routed.experts, routed.served, started.timings(routed))}
     return _EventStream(started, sse.keep_alive(frames, system.options.keep_alive_s), headers)
 
 
@@ -83,7 +84,8 @@ class _Started:
 
     def __init__(self, events: AsyncGenerator[Event]) -> None:
         self._events = events
-        self._ahead: asyncio.Task[list[Event]] | None = None
+        self._ahead: asyncio.Task[None] | None = None
+        self._taken: list[Event] = []
 
     async def begin(self) -> Routed:
         """The routing; then wait a moment for the engine to take the prompt. Raises what the stream raises by then."""
@@ -95,10 +97,17 @@ class _Started:
             raise error
         return routed
 
+    def timings(self, routed: Routed) -> Timings:
+        """What is known so far."""
+        queue_s = next((event.queue_s for event in self._taken if isinstance(event, Admitted)), None)
+        searches = [event.retrieve_s for event in self._taken if isinstance(event, Sources)]
+        return Timings(routed.route_s, queue_s, max(searches, default=None))
+
     async def rest(self) -> AsyncGenerator[Event]:
         if self._ahead is not None:
-            for event in await self._ahead:
-                yield event
+            await self._ahead
+        for event in self._taken:
+            yield event
         async for event in self._events:
             yield event
 
@@ -108,14 +117,12 @@ class _Started:
             await asyncio.gather(self._ahead, return_exceptions=True)
         await self._events.aclose()
 
-    async def _until_the_engine(self) -> list[Event]:
+    async def _until_the_engine(self) -> None:
         """Headings and sources come before the engine is asked; only what follows shows that it took the prompt."""
-        taken: list[Event] = []
         async for event in self._events:
-            taken.append(event)
-            if not isinstance(event, Section | Sources):
+            self._taken.append(event)
+            if not isinstance(event, Admitted | Section | Sources):
                 break
-        return taken
 
 
 class _EventStream(StreamingResponse):
@@ -171,7 +178,7 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
             end = {**_delta({}, event.finish_reason), "expert_router": about}
             asked = body.stream_options is not None and body.stream_options.include_usage
             return [end, {"choices": [], "usage": usage_object(event.usage)}] if asked else [end]
-        case Accepted() | Routed():
+        case Admitted() | Accepted() | Routed():
             return []
 
 
@@ -209,8 +216,11 @@ def _about(
     }
 
 
-def _headers(decision: Decision, experts: tuple[str, ...], served: Mapping[str, Served]) -> dict[str, str]:
+def _headers(
+    decision: Decision, experts: tuple[str, ...], served: Mapping[str, Served], timings: Timings
+) -> dict[str, str]:
     return {
+        **server_timing(timings),
         "x-expert-router-kind": decision.kind,
         "x-expert-router-experts": ",".join(experts),
         "x-expert-router-router": decision.router,

@@ -72,6 +72,7 @@ class ChatCompletionRequest(RequestBody):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: str | list[str] | None = None
+    ignore_eos: bool = Field(default=False, description="vLLM's: go on to max_tokens where the model would end")
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -108,6 +109,7 @@ class ChatCompletionRequest(RequestBody):
             seed=self.seed,
             stop=stop,
             cache=cache,
+            ignore_eos=self.ignore_eos,
         )
         return ChatRequest(tuple(message.to_message() for message in self.messages), self.model, params)
 

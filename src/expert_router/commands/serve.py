@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from expert_router.settings import Settings
+
 HELP = "start the API and the chat page"
 PAGE = "/chat"
 BACKLOG = 2048
@@ -24,12 +26,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (default: server.host, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default: server.port, 8000)")
     parser.add_argument("--no-page", action="store_true", help="the API alone, without the chat page")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, each with its own engine, and no page (default: server.workers, 1)",
+    )
     parser.add_argument("--lazy", action="store_true", help="load the base model with the first question, not at start")
 
 
 def main(args: Namespace) -> int:
-    import uvicorn
-
     from expert_router.observability import configure_logging
     from expert_router.serving.build import build_system, prepare_base_model
     from expert_router.serving.parts import build_parts
@@ -39,6 +45,9 @@ def main(args: Namespace) -> int:
     configure_logging(settings.log_level)
     listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
     address = _reachable(listener)
+    workers = settings.server.workers if args.workers is None else args.workers
+    if workers != 1:
+        return _main_with_workers(args, settings, listener, workers)
     parts = build_parts(settings, progress=True)
     dispatcher = build_system(parts)
     if settings.engine.name == "openvino":
@@ -56,6 +65,14 @@ def main(args: Namespace) -> int:
         app = _with_page(app, address)
     listener.listen(BACKLOG)  # before it is announced: who comes now waits a moment instead of being refused
     _announce(address, with_page=with_page)
+    run_app(app, settings, listener)
+    return 0
+
+
+def run_app(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Until asked to end; streams that run are finished first."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -66,7 +83,22 @@ def main(args: Namespace) -> int:
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
-    return 0
+
+
+def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int) -> int:
+    """The page keeps its conversations in its process, which the next click may not reach: it runs beside them."""
+    from expert_router.commands.serve_workers import run_workers
+    from expert_router.serving.build import prepare_base_model
+
+    if workers < 1:
+        raise ConfigError(f"--workers takes a number from 1 on, not {workers}.")
+    if settings.engine.name == "openvino":
+        prepare_base_model(settings, settings.engine.base_model, progress=True)
+    listener.listen(BACKLOG)
+    address = _reachable(listener)
+    _announce(address, with_page=False)
+    print(f"  {workers} workers; the chat page apart: expert-router chat-page --backend {address}\n", flush=True)
+    return run_workers(settings, listener, workers, warm_up=not args.lazy)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from expert_router.types import Expert, FinishReason, GenerationParams, Message
 
+MOST_REPEATED_WORDS = 100_000
 _WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 
 
@@ -51,7 +52,8 @@ SAME_FOR_ALL: Mapping[str, EchoScript] = MappingProxyType({})
 class EchoEngine:
     """Answers ``[<expert's title>] You asked: <question>``, deterministically.
 
-    ``by_expert`` replaces the script for single experts, by name. Temperature, top_p and seed change nothing.
+    ``by_expert`` replaces the script for single experts, by name. Temperature, top_p and seed change nothing; with
+    ``ignore_eos`` it says the same again and again.
     """
 
     name = "echo"
@@ -74,7 +76,10 @@ class EchoEngine:
         with self._slots.slot():
             prompt_tokens = sum(len(message.content.split()) for message in messages)
             room = _room(prompt_tokens, script.context_length, params.max_tokens)
-            words, finish_reason = _cut(_reply(expert, messages), params.stop, room)
+            reply = _reply(expert, messages)
+            if params.ignore_eos:
+                reply = _repeated(reply, min(room, MOST_REPEATED_WORDS))
+            words, finish_reason = _cut(reply, params.stop, room)
             for count, word in enumerate(words):
                 await self._play(script, count)
                 yield Chunk(word)
@@ -121,6 +126,11 @@ class EchoEngine:
 def _reply(expert: Expert, messages: Sequence[Message]) -> str:
     question = next((message.content for message in reversed(messages) if message.role == "user"), "")
     return f"[{expert.title}] You asked: {question}"
+
+
+def _repeated(text: str, words: int) -> str:
+    """Said again and again, until it has more than so many words."""
+    return " ".join([text.strip()] * (words // len(text.split()) + 1))
 
 
 def _room(prompt_tokens: int, context_length: int | None, max_tokens: int) -> int:

@@ -376,6 +376,8 @@ def _request_body(model: str, messages: Sequence[Message], params: GenerationPar
         body["seed"] = params.seed
     if params.stop:
         body["stop"] = list(params.stop)
+    if params.ignore_eos:  # vLLM's own; others refuse what they do not know
+        body["ignore_eos"] = True
     return body
 
 

@@ -159,6 +159,7 @@ class LoadedModel:
         config.max_new_tokens = params.max_tokens
         config.eos_token_id = first + self._tokenizer.get_eos_token_id()
         config.stop_token_ids = {config.eos_token_id}
+        config.ignore_eos = params.ignore_eos
         config.repetition_penalty = self._repetition_penalty
         config.logprobs = int(params.probability)
         if params.temperature > 0:

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expert_router.types import ChatRequest, Done, GenerationParams, Message, Text
+from expert_router.types import ChatRequest, Done, Message, Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from expert_router.serving.dispatcher import Dispatcher
+    from expert_router.types import GenerationParams
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """Seconds; each pair is the 50th and 95th percentile over requests."""
+    """Seconds; each pair is the 50th and 95th percentile over requests. ``tokens`` are those of all answers."""
 
     clients: int
     requests: int
+    tokens: int
     tokens_per_s: float
     first_token_s: tuple[float, float]
     answer_s: tuple[float, float]
@@ -37,7 +39,13 @@ class _Sample:
 
 
 async def measure_load(
-    dispatcher: Dispatcher, questions: Sequence[str], *, clients: int, requests: int, max_tokens: int, model: str
+    dispatcher: Dispatcher,
+    questions: Sequence[str],
+    *,
+    clients: int,
+    requests: int,
+    model: str,
+    params: GenerationParams,
 ) -> LoadResult:
     """``clients`` ask one question after the other until ``requests`` are answered; questions are taken in turn."""
     numbers = iter(range(requests))
@@ -45,23 +53,25 @@ async def measure_load(
 
     async def client() -> None:
         for number in numbers:
-            sample = await _one(dispatcher, questions[number % len(questions)], max_tokens, model)
+            sample = await _one(dispatcher, questions[number % len(questions)], model, params)
             samples.append(sample)
 
     started = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
     seconds = time.perf_counter() - started
+    tokens = sum(sample.tokens for sample in samples)
     return LoadResult(
         clients,
         len(samples),
-        sum(sample.tokens for sample in samples) / seconds,
+        tokens,
+        tokens / seconds,
         _percentiles([sample.first_token_s for sample in samples]),
         _percentiles([sample.answer_s for sample in samples]),
     )
 
 
-async def _one(dispatcher: Dispatcher, question: str, max_tokens: int, model: str) -> _Sample:
-    request = ChatRequest((Message("user", question),), model, GenerationParams(max_tokens=max_tokens))
+async def _one(dispatcher: Dispatcher, question: str, model: str, params: GenerationParams) -> _Sample:
+    request = ChatRequest((Message("user", question),), model, params)
     started, first, tokens = time.perf_counter(), 0.0, 0
     async with aclosing(dispatcher.stream(request)) as events:
         async for event in events:

@@ -1,12 +1,14 @@
-"""The report's pictures: who was taken for whom, how far probabilities can be believed, and what each variant knows."""
+"""The reports' pictures: who was taken for whom, whether probabilities can be believed, what variants know; load."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from math import nan
+from typing import TYPE_CHECKING, Any, cast
 
 from matplotlib.figure import Figure
 
 from expert_router.evaluation.answers import KEY, METRICS
+from expert_router.evaluation.load_report import knee
 from expert_router.evaluation.optimization import TYPICAL_TOKENS
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from expert_router.evaluation.answers import ExpertResult
+    from expert_router.evaluation.load_report import LevelResult
     from expert_router.evaluation.optimization import OptimizedExpert
     from expert_router.evaluation.report import Evaluation
     from expert_router.evaluation.router_quality import RouterQuality
@@ -50,6 +53,28 @@ def draw_optimization(folder: Path, experts: Sequence[OptimizedExpert]) -> dict[
             axes.set_xlim(left=0)
         row[1].legend(fontsize="small", loc="lower left")
     return _save(folder, {"variants.png": ("What each variant costs and knows, with 95 % intervals", figure)})
+
+
+def draw_load(folder: Path, levels: Sequence[LevelResult]) -> dict[str, str]:
+    """The same for a load test: throughput and latency by the number of clients, with the knee."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    throughput, latency = cast("Any", figure.subplots(2, sharex=True))
+    clients = [level.clients for level in levels]
+    throughput.plot(clients, [level.requests_per_s for level in levels], marker="o", label="answered")
+    throughput.plot(clients, [level.goodput_per_s for level in levels], marker="o", label="within the service level")
+    for label, percentiles in (
+        ("first token", [level.all.first_token_ms for level in levels]),
+        ("whole answer", [level.all.answer_ms for level in levels]),
+    ):
+        latency.plot(clients, [nan if each is None else each["p95"] for each in percentiles], marker="o", label=label)
+    for axes in (throughput, latency):
+        if (point := knee(levels)) is not None:
+            axes.axvline(point, linestyle=":", color="grey", label=f"knee: {point}")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small")
+    throughput.set(ylabel="requests a second")
+    latency.set(xlabel="clients at once", ylabel="p95, milliseconds")
+    return _save(folder, {"load.png": ("Throughput and latency as clients are added", figure)})
 
 
 def _save(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from expert_router.serving.prompts import clarification, expert_messages, refusa
 from expert_router.serving.sections import Layout, sections
 from expert_router.types import (
     Accepted,
+    Admitted,
     Answer,
     Done,
     Message,
@@ -47,6 +48,8 @@ class _Progress:
 
     started: float = field(default_factory=time.perf_counter)
     route_s: float = 0.0
+    queue_s: float | None = None
+    retrieve_s: float | None = None
     first_token_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -57,7 +60,7 @@ class _Progress:
         return time.perf_counter() - self.started
 
     def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
-        timings = Timings(self.route_s, self.first_token_s, self.elapsed_s())
+        timings = Timings(self.route_s, self.queue_s, self.retrieve_s, self.first_token_s, self.elapsed_s())
         return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts, self.cache)
 
 
@@ -100,7 +103,10 @@ class Dispatcher:
             titles = deployed.titles
             yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
+            asked_s = progress.elapsed_s()
             async with self.admission.slot(), aclosing(self._answer(deployed, request, parts, progress)) as events:
+                progress.queue_s = progress.elapsed_s() - asked_s
+                yield Admitted(progress.queue_s)
                 async for event in events:
                     if event.text and not isinstance(event, Section):
                         progress.first_token_s = progress.first_token_s or progress.elapsed_s()
@@ -161,9 +167,12 @@ class Dispatcher:
         others = [
             deployed.experts[other.expert] for other in parts if other is not part and other.question == part.question
         ]
+        asked_s = progress.elapsed_s()
         found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
         if found:
-            yield Sources(expert.name, found)
+            retrieve_s = progress.elapsed_s() - asked_s
+            progress.retrieve_s = max(progress.retrieve_s or 0.0, retrieve_s)
+            yield Sources(expert.name, found, retrieve_s)
         conversation = [*request.messages[:-1], Message("user", part.question)]
         messages = expert_messages(expert, conversation, others, found)
         async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def parse_sources(entries: Sequence[dict[str, Any]]) -> Iterator[Sources]:
 
 
 def parse_timings(timings: dict[str, float | None]) -> Timings:
-    return Timings(timings.get("route_s"), timings.get("first_token_s"), timings.get("total_s"))
+    return Timings(**{field.name: timings.get(field.name) for field in fields(Timings)})
 
 
 def _parse_scores(scores: dict[str, float]) -> Scores:

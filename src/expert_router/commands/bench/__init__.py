@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser
 from typing import TYPE_CHECKING
 
-from expert_router.commands.bench import additions, cache, dialogues, engine, parts, routers, stability
+from expert_router.commands.bench import additions, cache, dialogues, engine, load, parts, routers, stability
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -21,6 +21,7 @@ MEASUREMENTS = {
     "parts": parts,
     "additions": additions,
     "engine": engine,
+    "load": load,
     "cache": cache,
 }
 

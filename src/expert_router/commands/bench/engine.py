@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--clients", default="1,8,32", metavar="N,N", help="how many ask at once (default: 1,8,32)")
     parser.add_argument("--requests", type=int, default=4, metavar="N", help="answers per client (default: 4)")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="an answer's length (default: 64)")
+    parser.add_argument("--natural", action="store_true", help="let answers end as they end, before that length too")
     parser.add_argument("--model", default="auto", metavar="NAME", help="auto (default), an expert, or general")
 
 
@@ -41,9 +42,10 @@ def run(args: Namespace, settings: Settings) -> int:
     )
     if args.json:
         about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
+        about["answers"] = _length(args)
         print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
         return 0
-    print(f"\n{settings.engine.name}, {settings.engine.base_model}, {args.max_tokens} tokens an answer   {machine()}")
+    print(f"\n{settings.engine.name}, {settings.engine.base_model}, {_length(args)}   {machine()}")
     print("clients   tokens/s   first token p50 / p95      whole answer p50 / p95")
     for r in results:
         first, whole = r.first_token_s, r.answer_s
@@ -52,12 +54,19 @@ def run(args: Namespace, settings: Settings) -> int:
     return 0
 
 
+def _length(args: Namespace) -> str:
+    return f"{'at most' if args.natural else 'exactly'} {args.max_tokens} tokens an answer"
+
+
 async def _measure(dispatcher: Any, questions: list[str], clients: list[int], args: Namespace) -> list[LoadResult]:
     from expert_router.evaluation.load import measure_load
+    from expert_router.types import GenerationParams
+
+    params = GenerationParams(args.max_tokens, ignore_eos=not args.natural)
 
     async def ask(clients: int, requests: int) -> LoadResult:
         return await measure_load(
-            dispatcher, questions, clients=clients, requests=requests, max_tokens=args.max_tokens, model=args.model
+            dispatcher, questions, clients=clients, requests=requests, model=args.model, params=params
         )
 
     try:
