@@ -425,11 +425,17 @@ Event = Routed | Accepted | Section | Sources | Failed | Text | Done
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``."""
+    """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``.
+
+    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for it, counted
+    from the request's arrival.
+    """
 
     messages: tuple[Message, ...]
     model: str = AUTO
     params: GenerationParams = field(default_factory=GenerationParams)
+    client: str = ""
+    wait_s: float | None = None
 
     @property
     def user_turns(self) -> list[str]:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from expert_router.api import sse
-from expert_router.api.deps import CacheUseDep, SystemDep, unless_disconnected
+from expert_router.api.deps import CallerDep, SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.errors import ExpertRouterError, UnknownModelError
@@ -46,8 +46,8 @@ own status, one after it is an event in the stream."""
 
 
 @router.post("/chat/completions", summary="Answer a conversation, routed or by a named expert")
-async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, cache: CacheUseDep) -> Response:
-    chat_request = body.to_request(system.options.max_tokens, cache)
+async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, caller: CallerDep) -> Response:
+    chat_request = body.to_request(system.options.max_tokens, caller)
     dispatcher = system.dispatcher
     if not body.stream:
         answer = await unless_disconnected(request, dispatcher.ask(chat_request))

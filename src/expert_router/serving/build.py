@@ -78,7 +78,7 @@ def assemble(
     """
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
-    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
+    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s, serving.client_share)
     return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
 
 

@@ -85,6 +85,7 @@ class Dispatcher:
         Raises ``UnknownModelError``, ``InvalidRequestError``, ``OverloadedError`` and whatever the engine raises.
         """
         progress, deployed = _Progress(), self.deployed
+        deadline = None if request.wait_s is None else time.monotonic() + request.wait_s
         decision = await deployed.decide_for(request)
         parts = await deployed.split(request.user_turns[-1], decision)
         progress.route_s = progress.elapsed_s()
@@ -100,7 +101,8 @@ class Dispatcher:
             titles = deployed.titles
             yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
-            async with self.admission.slot(), aclosing(self._answer(deployed, request, parts, progress)) as events:
+            slot = self.admission.slot(request.client, ",".join(served), deadline)
+            async with slot, aclosing(self._answer(deployed, request, parts, progress)) as events:
                 async for event in events:
                     if event.text and not isinstance(event, Section):
                         progress.first_token_s = progress.first_token_s or progress.elapsed_s()
