@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, get_args
 
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
+    from asyncio import TimerHandle
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -36,13 +38,30 @@ class Message:
     content: str
 
 
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request at the door before the engine, whatever number of runs it takes; ``serving.admission`` writes in it.
+
+    ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait. ``placed`` once it
+    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waited_s``
+    is how long its runs have waited, all of them together.
+    """
+
+    client: str = ""
+    deadline: float = inf
+    placed: bool = False
+    kept: dict[str, TimerHandle] = field(default_factory=dict)
+    waited_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
     """How to sample. ``temperature`` 0 is greedy decoding and therefore deterministic.
 
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
-    one to another. ``cache`` shapes no answer: it says whether one that was given before will do.
+    one to another. ``cache`` and ``ticket`` shape no answer: they say whether one that was given before will do, and
+    whose turn it is.
     """
 
     max_tokens: int = 256
@@ -53,6 +72,7 @@ class GenerationParams:
     begin: str = ""
     probability: bool = False
     cache: CacheUse = "use"
+    ticket: Ticket | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,8 +447,7 @@ Event = Routed | Accepted | Section | Sources | Failed | Text | Done
 class ChatRequest:
     """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``.
 
-    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for it, counted
-    from the request's arrival.
+    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for that.
     """
 
     messages: tuple[Message, ...]

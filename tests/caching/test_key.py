@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from expert_router.caching.key import answer_key
-from expert_router.types import GenerationParams, Message
+from expert_router.types import GenerationParams, Message, Ticket
 
 MESSAGES = (Message("system", "You know sleep."), Message("user", "What is REM sleep?"))
 ASKED: dict[str, Any] = {
@@ -29,6 +29,7 @@ OTHER_PARAMS = {
     "begin": "I don't know",
     "probability": True,
 }
+SHAPE_NOTHING = {"cache", "ticket"}
 
 
 def key(**changes: Any) -> str:
@@ -61,13 +62,13 @@ def test_each_component_changes_the_key(changes: dict[str, Any]) -> None:
     assert key(**changes) != key()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(GenerationParams) if field.name != "cache"])
+@pytest.mark.parametrize("name", [field.name for field in fields(GenerationParams) if field.name not in SHAPE_NOTHING])
 def test_each_parameter_changes_the_key_also_one_that_is_yet_to_come(name: str) -> None:
     assert key(params=replace(GenerationParams(), **{name: OTHER_PARAMS[name]})) != key()
 
 
-def test_what_the_request_wants_of_kept_answers_does_not() -> None:
-    assert key(params=GenerationParams(cache="renew")) == key()
+def test_what_the_request_wants_of_kept_answers_and_whose_turn_it_is_do_not() -> None:
+    assert key(params=GenerationParams(cache="renew", ticket=Ticket("laura", 7.0))) == key()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
 
 from expert_router.errors import OverloadedError
 from expert_router.serving.admission import Admission, DrainRate
+from expert_router.types import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -23,7 +25,7 @@ class Guest:
         self.task = asyncio.create_task(self._visit(door, name, entered, client))
 
     async def _visit(self, door: Admission, name: str, entered: list[str] | None, client: str) -> None:
-        async with door.slot(client):
+        async with door.slot(ticket=Ticket(client)):
             self.inside = True
             if entered is not None:
                 entered.append(name)
@@ -55,7 +57,7 @@ async def refused(work: Coroutine[object, object, None]) -> OverloadedError:
 
 
 async def enter_and_leave(door: Admission, deadline: float | None = None) -> None:
-    async with door.slot(deadline=deadline):
+    async with door.slot(ticket=Ticket(deadline=inf if deadline is None else deadline)):
         pass
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from expert_router.caching.flight import Flight
 from expert_router.caching.key import answer_key
 from expert_router.caching.recording import is_whole, read, written
+from expert_router.errors import OverloadedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -57,24 +58,23 @@ class CachingEngine:
     async def stream(
         self, expert: Expert, messages: Sequence[Message], params: GenerationParams
     ) -> AsyncGenerator[Chunk]:
-        """See ``ports.Engine``. An error of a run that several listen to reaches all of them, and is not kept."""
-        result: CacheResult | None = None
-        key = self._key_of(expert, messages, params)
-        if key is None:
-            result, source = "off", self._engine.stream(expert, messages, params)
-            self._counters.off += 1
-        else:
-            flight = self._flights.get(key)
-            if flight is not None and flight.joinable and params.cache != "renew":
-                result = "hit" if flight.whole else "shared"
-                self._counters.hits += flight.whole
-                self._counters.shared += not flight.whole
+        """See ``ports.Engine``. An error of a run that several listen to reaches all of them, and is not kept.
+
+        Only where the run was not let in the others ask once more: it waited for its turn as the request that began it.
+        """
+        for again in (True, False):
+            result, source = self._source(expert, messages, params)
+            heard = False
+            try:
+                async with aclosing(source) as chunks:
+                    async for chunk in chunks:
+                        heard = True
+                        yield replace(chunk, cache=result or chunk.cache) if chunk.finish_reason else chunk
+            except OverloadedError:
+                if heard or result != "shared" or not again:
+                    raise
             else:
-                flight = self._begin(key, expert, messages, params)
-            source = flight.listen()
-        async with aclosing(source) as chunks:
-            async for chunk in chunks:
-                yield replace(chunk, cache=result or chunk.cache) if chunk.finish_reason else chunk
+                return
 
     def served(self, expert: Expert) -> Served:
         return self._engine.served(expert)
@@ -97,6 +97,21 @@ class CachingEngine:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._store.close()
+
+    def _source(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> tuple[CacheResult | None, AsyncGenerator[Chunk]]:
+        """Where the answer is to come from; ``None`` when its last chunk will tell."""
+        key = self._key_of(expert, messages, params)
+        if key is None:
+            self._counters.off += 1
+            return "off", self._engine.stream(expert, messages, params)
+        flight = self._flights.get(key)
+        if flight is None or not flight.joinable or params.cache == "renew":
+            return None, self._begin(key, expert, messages, params).listen()
+        self._counters.hits += flight.whole
+        self._counters.shared += not flight.whole
+        return "hit" if flight.whole else "shared", flight.listen()
 
     def _key_of(self, expert: Expert, messages: Sequence[Message], params: GenerationParams) -> str | None:
         """``None`` where the answer may neither be kept nor be one that was."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def answer_key(
     The messages hold the expert's instructions and the passages that it reads, so that an edit of either tells itself.
     The day is in it because chat templates may say it.
     """
-    asked = {name: value for name, value in asdict(params).items() if name != "cache"}
+    asked = {each.name: getattr(params, each.name) for each in fields(params) if each.name not in {"cache", "ticket"}}
     said = [asdict(message) for message in messages]
     parts = [VERSION, namespace, engine, identity, expert, time.strftime("%Y-%m-%d"), said, asked]
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
-from math import ceil, exp
+from contextlib import asynccontextmanager, contextmanager
+from math import ceil, exp, inf
 from typing import TYPE_CHECKING
 
 from expert_router.errors import OverloadedError
 from expert_router.serving.fair_queue import FairQueue, Place
+from expert_router.types import Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
+KEPT_S = 0.5
+"""So long a slot waits for what follows a first token: longer than a look at the kept answers takes."""
 SOONEST_S = 1.0
 """Nobody is told to come back earlier."""
 
@@ -43,36 +46,70 @@ class Admission:
     def waiting(self) -> int:
         return len(self._queue)
 
-    @asynccontextmanager
-    async def slot(self, client: str = "", expert: str = "", deadline: float | None = None) -> AsyncIterator[None]:
-        """Raises ``OverloadedError``: at once, or when the wait was too long.
+    @contextmanager
+    def request(self, client: str = "", wait_s: float | None = None) -> Iterator[Ticket]:
+        """A ticket for the runs of one request, worth to wait ``wait_s`` from now; what is kept for it ends with it."""
+        ticket = Ticket(client, inf if wait_s is None else time.monotonic() + wait_s)
+        try:
+            yield ticket
+        finally:
+            for expert in tuple(ticket.kept):
+                self._give_up(ticket, expert)
 
-        ``deadline``, by ``time.monotonic``, is until when it is worth to wait, if that is before the queue's own time
-        is over.
+    @asynccontextmanager
+    async def slot(
+        self, expert: str = "", ticket: Ticket | None = None, *, asks_on: bool = False
+    ) -> AsyncIterator[None]:
+        """For one run. Raises ``OverloadedError``: at once, or when the wait was too long.
+
+        A run that ``asks_on`` keeps its slot for ``KEPT_S``, for the ticket's next one by this expert. A request with a
+        place is not refused for what its other runs need, but they wait for their turn like any.
         """
-        await self._enter(client, expert, deadline)
+        if ticket is None:
+            ticket, asks_on = Ticket(), False
+        await self._enter(expert, ticket)
+        kept = False
         try:
             yield
+            kept = asks_on and expert not in ticket.kept
         finally:
-            self._leave()
+            if kept:
+                loop = asyncio.get_running_loop()
+                ticket.kept[expert] = loop.call_later(KEPT_S, self._give_up, ticket, expert)
+            else:
+                self._leave()
 
-    async def _enter(self, client: str, expert: str, deadline: float | None) -> None:
+    def _give_up(self, ticket: Ticket, expert: str) -> None:
+        ticket.kept.pop(expert).cancel()
+        self._leave()
+
+    async def _enter(self, expert: str, ticket: Ticket) -> None:
+        if expert in ticket.kept:
+            ticket.kept.pop(expert).cancel()
+            return
         now = time.monotonic()
         if self.running < self._max_running:
             self.running += 1
             if self.running == self._max_running:
                 self._drain.begin(now)
-            return
-        patience_s = self._queue_timeout_s if deadline is None else min(self._queue_timeout_s, deadline - now)
-        self._refuse_in_vain(client, patience_s, now)
-        place = Place(client, expert, asyncio.get_running_loop().create_future())
+        else:
+            await self._wait(expert, ticket, now)
+            ticket.waited_s += time.monotonic() - now
+        ticket.placed = True
+
+    async def _wait(self, expert: str, ticket: Ticket, now: float) -> None:
+        patience_s = min(self._queue_timeout_s, ticket.deadline - now)
+        if not ticket.placed:
+            self._refuse_in_vain(ticket.client, patience_s, now)
+        ticket.placed = True
+        place = Place(ticket.client, expert, asyncio.get_running_loop().create_future())
         self._queue.push(place)
         try:
             async with asyncio.timeout(patience_s):  # wait_for may lose a cancellation at handover
                 await asyncio.shield(place.turn)
         except TimeoutError:
             self._withdraw(place)
-            raise self._refusal(f"no slot came free within {patience_s:.3g} s") from None
+            raise self._refusal(f"no slot came free within {max(patience_s, 0):.3g} s") from None
         except asyncio.CancelledError:
             self._withdraw(place)
             raise

@@ -64,7 +64,7 @@ class _Progress:
 class Dispatcher:
     """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
-    ``admission`` bounds what runs at once; with a ``log`` the decision on each request is kept.
+    ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class Dispatcher:
         Raises ``UnknownModelError``, ``InvalidRequestError``, ``OverloadedError`` and whatever the engine raises.
         """
         progress, deployed = _Progress(), self.deployed
-        deadline = None if request.wait_s is None else time.monotonic() + request.wait_s
         decision = await deployed.decide_for(request)
         parts = await deployed.split(request.user_turns[-1], decision)
         progress.route_s = progress.elapsed_s()
@@ -101,13 +100,14 @@ class Dispatcher:
             titles = deployed.titles
             yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
-            slot = self.admission.slot(request.client, ",".join(served), deadline)
-            async with slot, aclosing(self._answer(deployed, request, parts, progress)) as events:
-                async for event in events:
-                    if event.text and not isinstance(event, Section):
-                        progress.first_token_s = progress.first_token_s or progress.elapsed_s()
-                    layout.add(event)
-                    yield event
+            with self.admission.request(request.client, request.wait_s) as ticket:
+                ticketed = replace(request, params=replace(request.params, ticket=ticket))
+                async with aclosing(self._answer(deployed, ticketed, parts, progress)) as events:
+                    async for event in events:
+                        if event.text and not isinstance(event, Section):
+                            progress.first_token_s = progress.first_token_s or progress.elapsed_s()
+                        layout.add(event)
+                        yield event
         yield progress.done(layout.answered())
 
     async def ask(self, request: ChatRequest) -> Answer:
