@@ -56,7 +56,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep,
     events = dispatcher.stream(chat_request)
     started = _Started(events)
     try:
-        routed = await started.begin()
+        routed = await unless_disconnected(request, started.begin())
     except BaseException:
         await started.aclose()
         raise
