@@ -213,6 +213,7 @@ def build(
     queue_timeout_s: float = 5.0,
     log: DecisionLog | None = None,
     answers: AnswerStore | None = None,
+    per_client: bool = False,
 ) -> Dispatcher:
     """A dispatcher over the two experts, or ``experts``; the lexical router unless another is given.
 
@@ -223,7 +224,7 @@ def build(
     admission = Admission(max_running, max_queue, queue_timeout_s)
     engine = AdmittedEngine(engine, admission)
     if answers is not None:
-        engine = CachingEngine(engine, answers)
+        engine = CachingEngine(engine, answers, per_client=per_client)
     library = None
     if knowledge is not None:
         experts = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}

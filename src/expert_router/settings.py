@@ -126,6 +126,8 @@ class CacheSettings(Section):
     """Give answers again that chance had a part in (temperature above 0), too."""
     namespace: str = ""
     """Systems with different ones share no answer."""
+    per_client: bool = False
+    """Clients share no answer either: for each only its own is given again."""
 
 
 class DecisionLogSettings(Section):

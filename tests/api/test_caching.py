@@ -212,3 +212,37 @@ def test_an_answer_without_a_cache_says_nothing_of_one() -> None:
     with serve(EchoEngine()) as server:
         assert where(server.post()) == {}
         assert json.loads(server.http.get("/health/ready").text)["engine"].keys().isdisjoint({"cache"})
+
+
+LAURA, HUGO = {"authorization": "Bearer laura"}, {"authorization": "Bearer hugo"}
+CLIENTS = ((LAURA, {}), (HUGO, {}), ({}, {}), (LAURA, {"user": "one"}), (LAURA, {"user": "two"}), ({}, {"user": "one"}))
+
+
+@pytest.mark.parametrize("store", ["memory", "shared by two systems"])
+def test_where_clients_share_no_answer_each_is_given_its_own_alone(store: str) -> None:
+    answers = MemoryStore(10**6, 60.0)
+    with (
+        serve(EchoEngine(), answers=answers, per_client=True) as one,
+        serve(EchoEngine(), answers=answers, per_client=True) as other,
+    ):
+        again = one if store == "memory" else other
+        for server, result in ((one, "miss"), (again, "hit")):
+            for headers, fields in CLIENTS:
+                response = server.http.post("/v1/chat/completions", json=chat_body(**fields), headers=headers)
+                assert where(response) == {"sleep": result}
+        assert runs(one) == len(CLIENTS)
+
+
+def test_where_clients_share_no_answer_none_listens_to_anothers_run_either() -> None:
+    with caching(EchoScript(hang_after_tokens=1), per_client=True) as server, ExitStack() as asking:
+        for fields in ({}, {"user": "one"}, {"user": "one"}):
+            asking.enter_context(server.asking(body=chat_body(**fields)))
+        eventually(lambda: listening(server) == 3)
+        assert server.counts() == {"running": 2}
+
+
+def test_by_default_clients_share_answers(server: Server) -> None:
+    results = [
+        where(server.http.post("/v1/chat/completions", json=chat_body(), headers=headers)) for headers in (LAURA, HUGO)
+    ]
+    assert results == [{"sleep": "miss"}, {"sleep": "hit"}]

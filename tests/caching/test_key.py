@@ -14,6 +14,7 @@ from expert_router.types import GenerationParams, Message, Ticket
 MESSAGES = (Message("system", "You know sleep."), Message("user", "What is REM sleep?"))
 ASKED: dict[str, Any] = {
     "namespace": "",
+    "client": "",
     "engine": "openvino",
     "identity": "weights 1",
     "expert": "sleep",
@@ -46,6 +47,7 @@ def test_the_same_question_has_the_same_key() -> None:
     "changes",
     [
         {"namespace": "other"},
+        {"client": "laura"},
         {"engine": "echo"},
         {"identity": "weights 2"},
         {"expert": "cars"},
@@ -75,6 +77,7 @@ def test_what_the_request_wants_of_kept_answers_and_whose_turn_it_is_do_not() ->
     ("one", "other"),
     [
         ({"namespace": "ab", "engine": "c"}, {"namespace": "a", "engine": "bc"}),
+        ({"namespace": "ab", "client": "c"}, {"namespace": "a", "client": "bc"}),
         ({"params": GenerationParams(stop=("a", "b"))}, {"params": GenerationParams(stop=("ab",))}),
         ({"params": GenerationParams(stop=())}, {"params": GenerationParams(stop=("",))}),
         ({"params": GenerationParams(seed=None)}, {"params": GenerationParams(seed=0)}),

@@ -42,15 +42,24 @@ class CachingEngine:
     """The ``engine``, with its whole answers in ``store``; both are its own from here on. Made for one event loop.
 
     ``namespace`` tells it from systems that use the same store. With ``sampled`` also answers that chance had a part in
-    are given again. The last chunk says where the answer came from.
+    are given again, with ``per_client`` each client's to itself alone. The last chunk says where the answer came from.
     """
 
-    def __init__(self, engine: Engine, store: AnswerStore, *, namespace: str = "", sampled: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: AnswerStore,
+        *,
+        namespace: str = "",
+        sampled: bool = False,
+        per_client: bool = False,
+    ) -> None:
         self.name = engine.name
         self._engine = engine
         self._store = store
         self._namespace = namespace
         self._sampled = sampled
+        self._per_client = per_client
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = CacheCounters()
@@ -122,6 +131,7 @@ class CachingEngine:
             return None
         return answer_key(
             namespace=self._namespace,
+            client=params.ticket.client if self._per_client and params.ticket is not None else "",
             engine=self.name,
             identity=identity,
             expert=expert.name,

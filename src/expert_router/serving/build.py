@@ -83,7 +83,9 @@ def assemble(
     engine = AdmittedEngine(engine, admission)
     if answers is not None:
         kept = parts.settings.cache
-        engine = CachingEngine(engine, answers, namespace=kept.namespace, sampled=kept.sampled)
+        engine = CachingEngine(
+            engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
+        )
     return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
 
 
