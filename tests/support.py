@@ -23,10 +23,12 @@ import numpy as np
 import uvicorn
 
 from expert_router.api.app import create_app
+from expert_router.caching.engine import CachingEngine
 from expert_router.live.experts import LiveExperts
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
+from expert_router.serving.admitted import AdmittedEngine
 from expert_router.serving.build import build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from expert_router.ports import DecisionLog, Engine, Knowledge, Router
+    from expert_router.ports import AnswerStore, DecisionLog, Engine, Knowledge, Router
     from expert_router.routing.nearest import Examples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,14 +212,19 @@ def build(
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
     log: DecisionLog | None = None,
+    answers: AnswerStore | None = None,
+    per_client: bool = False,
 ) -> Dispatcher:
     """A dispatcher over the two experts, or ``experts``; the lexical router unless another is given.
 
-    With ``knowledge`` they read up to three passages.
+    With ``knowledge`` they read up to three passages; with ``answers`` theirs are kept there.
     """
     router = router or lexical_router()
     policy = Policy(router.thresholds, TITLES, on_general)
     admission = Admission(max_running, max_queue, queue_timeout_s)
+    engine = AdmittedEngine(engine, admission)
+    if answers is not None:
+        engine = CachingEngine(engine, answers, per_client=per_client)
     library = None
     if knowledge is not None:
         experts = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}

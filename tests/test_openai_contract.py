@@ -326,7 +326,7 @@ async def test_overload_is_a_rate_limit_error_with_retry_after(kind: type[Caller
 
 async def test_the_clients_own_retry_gets_through_once_there_is_room() -> None:
     engine = EchoEngine(by_expert={"sleep": EchoScript(hang_after_tokens=1)})
-    with serve(engine, max_running=1, max_queue=0) as server:
+    with serve(engine, max_running=1, max_queue=0, queue_timeout_s=1) as server:
         async with connect_async(server, max_retries=2) as client:
             holding = await client.chat.completions.create(model="sleep", messages=asks(SLEEP_QUESTION), stream=True)
             create = client.chat.completions.with_raw_response.create

@@ -110,6 +110,8 @@ class KnowledgeSettings(Section):
 class ServingSettings(Section):
     max_running: int = Field(default=64, ge=1)
     max_queue: int = Field(default=256, ge=0)
+    client_share: float = Field(default=0.5, gt=0, le=1)
+    """One client may take so much of the queue that others leave; 1 lets it take all."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     max_tokens: int = Field(default=256, ge=1)
     """Used when a request names no limit."""
@@ -129,6 +131,8 @@ class CacheSettings(Section):
     """Give answers again that chance had a part in (temperature above 0), too."""
     namespace: str = ""
     """Systems with different ones share no answer."""
+    per_client: bool = False
+    """Clients share no answer either: for each only its own is given again."""
 
 
 class DecisionLogSettings(Section):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, get_args
 
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
+    from asyncio import TimerHandle
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -36,14 +38,31 @@ class Message:
     content: str
 
 
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request at the door before the engine, whatever number of runs it takes; ``serving.admission`` writes in it.
+
+    ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait. ``placed`` once it
+    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waited_s``
+    is how long its runs have waited, all of them together.
+    """
+
+    client: str = ""
+    deadline: float = inf
+    placed: bool = False
+    kept: dict[str, TimerHandle] = field(default_factory=dict)
+    waited_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
     """How to sample. ``temperature`` 0 is greedy decoding and therefore deterministic.
 
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
-    one to another. ``cache`` shapes no answer: it says whether one that was given before will do. With ``ignore_eos``
-    the answer goes on where the model would end it, up to ``max_tokens`` or a stop sequence: for measurements.
+    one to another. With ``ignore_eos`` the answer goes on where the model would end it, up to ``max_tokens`` or a stop
+    sequence: for measurements. ``cache`` and ``ticket`` shape no answer: they say whether one that was given before
+    will do, and whose turn it is.
     """
 
     max_tokens: int = 256
@@ -55,6 +74,7 @@ class GenerationParams:
     probability: bool = False
     cache: CacheUse = "use"
     ignore_eos: bool = False
+    ticket: Ticket | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,14 +398,6 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """The request has its slot, after ``queue_s``."""
-
-    queue_s: float
-    text: ClassVar[str] = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Section:
     """From here on ``expert`` answers; sent only when several do. ``text`` is the heading to show."""
 
@@ -419,8 +431,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The engine took the prompt: what can be refused up front was not."""
+    """The engine took the prompt: what can be refused up front was not. ``queue_s`` is how long it waited for that."""
 
+    queue_s: float | None = None
     text: ClassVar[str] = ""
 
 
@@ -436,17 +449,22 @@ class Done:
     text: ClassVar[str] = ""
 
 
-Event = Routed | Admitted | Accepted | Section | Sources | Failed | Text | Done
+Event = Routed | Accepted | Section | Sources | Failed | Text | Done
 """What streams out of the dispatcher; every event has a ``text``, empty where there is nothing to show."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``."""
+    """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``.
+
+    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for that.
+    """
 
     messages: tuple[Message, ...]
     model: str = AUTO
     params: GenerationParams = field(default_factory=GenerationParams)
+    client: str = ""
+    wait_s: float | None = None
 
     @property
     def user_turns(self) -> list[str]:

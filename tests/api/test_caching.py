@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 VARYING = re.compile(r'"(id|created|route_s|first_token_s|total_s)":("[^"]*"|[0-9.e-]+)')
 
 
-def caching(script: EchoScript | None = None) -> CachingEngine:
-    return CachingEngine(EchoEngine(script or EchoScript()), MemoryStore(10**6, 60.0))
+@contextmanager
+def caching(script: EchoScript | None = None, **options: Any) -> Iterator[Server]:
+    with serve(EchoEngine(script or EchoScript()), answers=MemoryStore(10**6, 60.0), **options) as running:
+        yield running
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serve(caching()) as running:
+    with caching() as running:
         yield running
 
 
@@ -41,6 +43,13 @@ def without_times(body: str) -> str:
 
 def runs(server: Server) -> object:
     return server.dispatcher.engine.status()["finished"]
+
+
+def listening(server: Server) -> int:
+    """How many wait for an answer that runs."""
+    engine = server.dispatcher.engine
+    assert isinstance(engine, CachingEngine)
+    return sum(flight._listeners for flight in engine._flights.values())
 
 
 def where(response: httpx2.Response) -> Any:
@@ -161,7 +170,7 @@ def test_health_says_how_often_it_helped(server: Server) -> None:
 
 
 def test_ten_who_ask_at_once_make_the_engine_run_once() -> None:
-    with serve(caching(EchoScript(token_delay_s=0.05)), max_running=10) as server:
+    with caching(EchoScript(token_delay_s=0.05), max_running=1, max_queue=0) as server:
         responses: list[httpx2.Response] = []
         threads = [
             threading.Thread(target=lambda number=n: responses.append(server.post(stream=bool(number % 2))))
@@ -176,22 +185,22 @@ def test_ten_who_ask_at_once_make_the_engine_run_once() -> None:
 
 
 def test_the_engines_slot_is_free_once_the_last_of_them_has_left() -> None:
-    with serve(caching(EchoScript(hang_after_tokens=1))) as server:
+    with caching(EchoScript(hang_after_tokens=1)) as server:
         with ExitStack() as staying:
             with ExitStack() as leaving:
                 for number in range(4):
                     leaving.enter_context(server.asking(body=chat_body(stream=bool(number % 2))))
                 staying.enter_context(server.asking())
-                eventually(lambda: server.dispatcher.admission.running == 5)
-                assert server.counts() == {"running": 1}
-            eventually(lambda: server.dispatcher.admission.running == 1)
-            assert server.counts() == {"running": 1}
+                eventually(lambda: listening(server) == 5)
+                assert (server.counts(), server.dispatcher.admission.running) == ({"running": 1}, 1)
+            eventually(lambda: listening(server) == 1)
+            assert (server.counts(), server.dispatcher.admission.running) == ({"running": 1}, 1)
         eventually(lambda: server.counts() == {"cancelled": 1})
         assert server.dispatcher.admission.running == 0
 
 
 def test_an_error_is_answered_as_such_each_time() -> None:
-    with serve(caching(EchoScript(fail_after_tokens=1))) as server:
+    with caching(EchoScript(fail_after_tokens=1)) as server:
         for attempt in (1, 2):
             assert server.post().status_code == 502
             assert server.counts() == {"failed": attempt}
@@ -203,3 +212,37 @@ def test_an_answer_without_a_cache_says_nothing_of_one() -> None:
     with serve(EchoEngine()) as server:
         assert where(server.post()) == {}
         assert json.loads(server.http.get("/health/ready").text)["engine"].keys().isdisjoint({"cache"})
+
+
+LAURA, HUGO = {"authorization": "Bearer laura"}, {"authorization": "Bearer hugo"}
+CLIENTS = ((LAURA, {}), (HUGO, {}), ({}, {}), (LAURA, {"user": "one"}), (LAURA, {"user": "two"}), ({}, {"user": "one"}))
+
+
+@pytest.mark.parametrize("store", ["memory", "shared by two systems"])
+def test_where_clients_share_no_answer_each_is_given_its_own_alone(store: str) -> None:
+    answers = MemoryStore(10**6, 60.0)
+    with (
+        serve(EchoEngine(), answers=answers, per_client=True) as one,
+        serve(EchoEngine(), answers=answers, per_client=True) as other,
+    ):
+        again = one if store == "memory" else other
+        for server, result in ((one, "miss"), (again, "hit")):
+            for headers, fields in CLIENTS:
+                response = server.http.post("/v1/chat/completions", json=chat_body(**fields), headers=headers)
+                assert where(response) == {"sleep": result}
+        assert runs(one) == len(CLIENTS)
+
+
+def test_where_clients_share_no_answer_none_listens_to_anothers_run_either() -> None:
+    with caching(EchoScript(hang_after_tokens=1), per_client=True) as server, ExitStack() as asking:
+        for fields in ({}, {"user": "one"}, {"user": "one"}):
+            asking.enter_context(server.asking(body=chat_body(**fields)))
+        eventually(lambda: listening(server) == 3)
+        assert server.counts() == {"running": 2}
+
+
+def test_by_default_clients_share_answers(server: Server) -> None:
+    results = [
+        where(server.http.post("/v1/chat/completions", json=chat_body(), headers=headers)) for headers in (LAURA, HUGO)
+    ]
+    assert results == [{"sleep": "miss"}, {"sleep": "hit"}]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
+from expert_router.api.openai import ERROR_GRACE_S
 from expert_router.engines.echo import EchoEngine, EchoScript
 from support import BOTH_QUESTION, Server, chat_body, eventually, serve
+
+HANG = EchoScript(hang_after_tokens=0)
 
 
 def all_is_free(server: Server, **counts: int) -> bool:
@@ -31,6 +36,19 @@ def test_leaving_while_the_first_word_is_awaited_in_comments_frees_the_slot() ->
             while b": keep-alive" not in connection.recv(65536):
                 pass
         eventually(lambda: all_is_free(server, cancelled=1))
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_stream_that_is_left_before_it_was_answered_at_all_frees_what_it_held_at_once(queued: bool) -> None:
+    """The API waits for the engine to take the prompt before it answers; who leaves does not."""
+    with serve(EchoEngine(HANG), max_running=1) as server, ExitStack() as holding:
+        door = server.dispatcher.admission
+        if queued:
+            holding.enter_context(server.asking())
+            eventually(lambda: server.counts() == {"running": 1})
+        with server.asking(body=chat_body(stream=True)):
+            eventually(lambda: (door.running, door.waiting) == (1, int(queued)))
+        eventually(lambda: (door.running, door.waiting) == (int(queued), 0), within_s=ERROR_GRACE_S / 2)
 
 
 def test_leaving_a_query_frees_the_slot() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from expert_router.api.deps import Caller
 from expert_router.api.schemas import ChatCompletionRequest
 from expert_router.errors import InvalidRequestError
 from expert_router.types import ChatRequest, GenerationParams, Message
@@ -12,12 +13,12 @@ from support import chat_body
 
 
 def parsed(default_max_tokens: int = 256, **changes: Any) -> ChatRequest:
-    return ChatCompletionRequest.model_validate(chat_body("Hi", **changes)).to_request(default_max_tokens)
+    return ChatCompletionRequest.model_validate(chat_body("Hi", **changes)).to_request(default_max_tokens, Caller())
 
 
 def test_what_is_left_out_is_auto_greedy_and_the_servers_limit() -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}]}
-    request = ChatCompletionRequest.model_validate(body).to_request(99)
+    request = ChatCompletionRequest.model_validate(body).to_request(99, Caller())
     assert request == ChatRequest((Message("user", "Hi"),), "auto", GenerationParams(max_tokens=99))
     assert request.params.temperature == 0.0
 

@@ -430,3 +430,18 @@ async def test_it_is_the_engine_in_all_else() -> None:
     )
     status = caching.status()
     assert {name: status[name] for name in engine.status()} == engine.status()
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_closing_ends_who_has_just_asked_however_far_that_is(turns: int) -> None:
+    caching = cached(StepEngine())
+    client = Client(caching)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await caching.close()
+    async with asyncio.timeout(5):
+        if turns:
+            with pytest.raises(EngineError, match="closed"):
+                await client.task
+        else:
+            await client.leave()

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from expert_router.caching.key import answer_key
-from expert_router.types import GenerationParams, Message
+from expert_router.types import GenerationParams, Message, Ticket
 
 MESSAGES = (Message("system", "You know sleep."), Message("user", "What is REM sleep?"))
 ASKED: dict[str, Any] = {
     "namespace": "",
+    "client": "",
     "engine": "openvino",
     "identity": "weights 1",
     "expert": "sleep",
@@ -30,6 +31,7 @@ OTHER_PARAMS = {
     "probability": True,
     "ignore_eos": True,
 }
+SHAPE_NOTHING = {"cache", "ticket"}
 
 
 def key(**changes: Any) -> str:
@@ -46,6 +48,7 @@ def test_the_same_question_has_the_same_key() -> None:
     "changes",
     [
         {"namespace": "other"},
+        {"client": "laura"},
         {"engine": "echo"},
         {"identity": "weights 2"},
         {"expert": "cars"},
@@ -62,19 +65,20 @@ def test_each_component_changes_the_key(changes: dict[str, Any]) -> None:
     assert key(**changes) != key()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(GenerationParams) if field.name != "cache"])
+@pytest.mark.parametrize("name", [field.name for field in fields(GenerationParams) if field.name not in SHAPE_NOTHING])
 def test_each_parameter_changes_the_key_also_one_that_is_yet_to_come(name: str) -> None:
     assert key(params=replace(GenerationParams(), **{name: OTHER_PARAMS[name]})) != key()
 
 
-def test_what_the_request_wants_of_kept_answers_does_not() -> None:
-    assert key(params=GenerationParams(cache="renew")) == key()
+def test_what_the_request_wants_of_kept_answers_and_whose_turn_it_is_do_not() -> None:
+    assert key(params=GenerationParams(cache="renew", ticket=Ticket("laura", 7.0))) == key()
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         ({"namespace": "ab", "engine": "c"}, {"namespace": "a", "engine": "bc"}),
+        ({"namespace": "ab", "client": "c"}, {"namespace": "a", "client": "bc"}),
         ({"params": GenerationParams(stop=("a", "b"))}, {"params": GenerationParams(stop=("ab",))}),
         ({"params": GenerationParams(stop=())}, {"params": GenerationParams(stop=("",))}),
         ({"params": GenerationParams(seed=None)}, {"params": GenerationParams(seed=0)}),

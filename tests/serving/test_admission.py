@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
 
 from expert_router.errors import OverloadedError
-from expert_router.serving.admission import Admission
+from expert_router.serving.admission import Admission, DrainRate
+from expert_router.types import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -16,13 +19,13 @@ if TYPE_CHECKING:
 class Guest:
     """Someone who takes a slot and stays until told to leave."""
 
-    def __init__(self, door: Admission, name: str = "", entered: list[str] | None = None) -> None:
+    def __init__(self, door: Admission, name: str = "", entered: list[str] | None = None, client: str = "") -> None:
         self.inside = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._visit(door, name, entered))
+        self.task = asyncio.create_task(self._visit(door, name, entered, client))
 
-    async def _visit(self, door: Admission, name: str, entered: list[str] | None) -> None:
-        async with door.slot():
+    async def _visit(self, door: Admission, name: str, entered: list[str] | None, client: str) -> None:
+        async with door.slot(ticket=Ticket(client)):
             self.inside = True
             if entered is not None:
                 entered.append(name)
@@ -32,6 +35,13 @@ class Guest:
         self._leave.set()
         await self.task
         await turns()
+
+
+async def all_leave(*guests: Guest) -> None:
+    """In whatever order they get in."""
+    for guest in guests:
+        guest._leave.set()
+    await asyncio.gather(*(guest.task for guest in guests))
 
 
 async def turns(count: int = 10) -> None:
@@ -46,13 +56,15 @@ async def refused(work: Coroutine[object, object, None]) -> OverloadedError:
     return caught.value
 
 
-async def enter_and_leave(door: Admission) -> None:
-    async with door.slot():
+async def enter_and_leave(door: Admission, deadline: float | None = None) -> None:
+    async with door.slot(ticket=Ticket(deadline=inf if deadline is None else deadline)):
         pass
 
 
-def door_of(max_running: int, max_queue: int = 100, queue_timeout_s: float = 5.0) -> Admission:
-    return Admission(max_running, max_queue, queue_timeout_s)
+def door_of(
+    max_running: int, max_queue: int = 100, queue_timeout_s: float = 5.0, client_share: float = 1.0
+) -> Admission:
+    return Admission(max_running, max_queue, queue_timeout_s, client_share)
 
 
 async def test_as_many_run_as_may_and_the_rest_wait() -> None:
@@ -223,3 +235,132 @@ async def test_whatever_a_crowd_does_the_bound_holds_and_everything_comes_back(s
         type(None), OverloadedError, RuntimeError, asyncio.CancelledError,
     }  # fmt: skip
     await enter_and_leave(door)
+
+
+# Between clients
+
+
+async def test_one_client_with_many_waiting_does_not_delay_anothers_first() -> None:
+    door = door_of(1)
+    entered: list[str] = []
+    guests = [Guest(door, f"A{number}", entered, "A") for number in range(5)]
+    await turns()
+    guests.append(Guest(door, "B0", entered, "B"))
+    await turns()
+    for _ in range(6):
+        inside = next(guest for guest in guests if guest.inside and not guest.task.done())
+        await inside.leave()
+    assert entered == ["A0", "A1", "B0", "A2", "A3", "A4"]
+
+
+@pytest.mark.parametrize(("share", "may_wait"), [(1.0, [8, 0, 0]), (0.5, [4, 2, 1]), (0.2, [2, 2, 1])])
+async def test_however_much_clients_ask_there_is_a_place_for_the_next(share: float, may_wait: list[int]) -> None:
+    door = door_of(1, max_queue=8, client_share=share)
+    holder = Guest(door)
+    await turns()
+    waiting = []
+    for client, places in zip("ABC", may_wait, strict=True):
+        guests = [Guest(door, client=client) for _ in range(9)]
+        await turns()
+        refused_ones = [guest for guest in guests if guest.task.done()]
+        assert len(guests) - len(refused_ones) == places
+        for guest in refused_ones:
+            await refused(guest.task)
+        waiting += [guest for guest in guests if not guest.task.done()]
+    assert door.waiting == sum(may_wait)
+    await all_leave(holder, *waiting)
+    assert (door.running, door.waiting) == (0, 0)
+
+
+# By the measured rate
+
+
+def drained(*freed_at: float) -> DrainRate:
+    """All slots are taken from 0 on, and one comes free and is taken again at each of these seconds."""
+    rate = DrainRate()
+    rate.begin(0.0)
+    for now in freed_at:
+        rate.count(now, goes_on=True)
+    return rate
+
+
+def test_the_gap_between_freed_slots_is_right_from_the_first_on_and_follows_a_change() -> None:
+    assert drained().gap_s(5.0) is None
+    assert drained(2.0).gap_s(2.0) == pytest.approx(2.0)
+    steady = drained(*(2.0 * number for number in range(1, 50)))
+    assert steady.gap_s(98.0) == pytest.approx(2.0)
+    faster = drained(*(2.0 * number for number in range(1, 50)), *(98 + 0.5 * number for number in range(1, 500)))
+    assert faster.gap_s(98 + 249.5) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_standstill_shows_before_it_is_over() -> None:
+    assert drained(2.0, 4.0).gap_s(64.0) > 20
+
+
+def test_time_in_which_some_slots_were_free_is_not_counted() -> None:
+    rate = drained(2.0)
+    rate.count(4.0, goes_on=False)
+    rate.count(70.0, goes_on=False)  # of several that were free
+    rate.begin(100.0)
+    assert rate.gap_s(100.0) == pytest.approx(2.0)
+    rate.count(102.0, goes_on=True)
+    assert rate.gap_s(102.0) == pytest.approx(2.0)
+
+
+async def door_with_gap(seconds: float, **limits: float) -> tuple[Admission, Guest]:
+    """A door of one slot that is taken and came free after at least so many seconds."""
+    door = door_of(1, **limits)  # type: ignore[arg-type]
+    async with door.slot():
+        await asyncio.sleep(seconds)
+    holder = Guest(door)
+    await turns()
+    return door, holder
+
+
+async def test_who_would_wait_in_vain_is_refused_at_once_and_who_has_time_waits() -> None:
+    door, holder = await door_with_gap(0.05)
+    waiter = Guest(door)
+    await turns()
+    hurried = asyncio.create_task(enter_and_leave(door, time.monotonic() + 0.04))
+    await turns()
+    assert hurried.done()  # of its own accord: only a few turns of the loop have gone by
+    assert "would come free within" in (await refused(hurried)).message
+    patient = asyncio.create_task(enter_and_leave(door, time.monotonic() + 60))
+    await turns()
+    assert door.waiting == 2
+    await holder.leave()
+    await waiter.leave()
+    await patient
+    assert (door.running, door.waiting) == (0, 0)
+
+
+async def test_the_queues_own_time_is_the_deadline_of_who_has_none() -> None:
+    door, holder = await door_with_gap(0.05, queue_timeout_s=0.04)
+    waiter = asyncio.create_task(enter_and_leave(door))  # nobody is ahead of it: it may try
+    await turns()
+    assert (door.waiting, waiter.done()) == (1, False)
+    assert "would come free" in (await refused(enter_and_leave(door))).message
+    assert "came free" in (await refused(waiter)).message
+    await holder.leave()
+
+
+async def test_a_deadline_that_has_passed_is_no_matter_where_a_slot_is_free() -> None:
+    door = door_of(1)
+    await enter_and_leave(door, time.monotonic() - 1)
+    holder = Guest(door)
+    await turns()
+    await refused(enter_and_leave(door, time.monotonic() - 1))
+    await holder.leave()
+
+
+async def test_come_back_when_the_queue_has_drained_by_the_measured_rate_or_its_time_is_over() -> None:
+    unmeasured = door_of(1, max_queue=0, queue_timeout_s=7.0)
+    async with unmeasured.slot():
+        assert (await refused(enter_and_leave(unmeasured))).retry_after_s == 7
+    door, holder = await door_with_gap(0.4, max_queue=4)
+    waiting = [Guest(door) for _ in range(4)]
+    await turns()
+    error = await refused(enter_and_leave(door))
+    assert error.retry_after_s >= 2  # five at 0.4 s or more, and at most the queue's 5 s
+    assert error.retry_after_s <= 5
+    await all_leave(holder, *waiting)

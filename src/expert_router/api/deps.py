@@ -6,6 +6,7 @@ Async functions all: FastAPI calls others in a worker thread, which costs a requ
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -14,7 +15,7 @@ from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
-from expert_router.types import CacheUse
+from expert_router.types import CacheUse  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -85,7 +86,50 @@ async def cache_use(
     return "renew" if directives & {"no-cache", "max-age=0"} else "use"
 
 
-CacheUseDep = Annotated[CacheUse, Depends(cache_use)]
+def wait_s(
+    prefer: Annotated[
+        list[str] | None,
+        Header(description="`wait=10`: refuse at once what could not begin within 10 s of its arrival"),
+    ] = None,
+) -> float | None:
+    """Seconds that the request's ``Prefer: wait`` names (RFC 7240, 4.3); what is not a whole number is ignored."""
+    for preference in ",".join(prefer or ()).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        seconds = value.strip().strip('"')
+        if name.strip().lower() == "wait" and seconds.isdecimal():
+            return float(seconds)
+    return None
+
+
+def sender(request: Request) -> str:
+    """Who asks, as far as the request itself tells: its bearer token, of which a hash is enough, or its address.
+
+    Nobody checks the token here. A gateway that does gives each client its own turns by passing it on.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return f"key:{hashlib.sha256(token.strip().encode()).hexdigest()[:16]}"
+    return f"address:{request.client.host}" if request.client else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the request's head says: who asks, what it wants of kept answers, and how long it waits to be let in."""
+
+    sender: str = ""
+    cache: CacheUse = "use"
+    wait_s: float | None = None
+
+
+def caller(
+    request: Request,
+    cache: Annotated[CacheUse, Depends(cache_use)],
+    wait: Annotated[float | None, Depends(wait_s)],
+) -> Caller:
+    return Caller(sender(request), cache, wait)
+
+
+CallerDep = Annotated[Caller, Depends(caller)]
 SystemDep = Annotated[System, Depends(running_system)]
 
 

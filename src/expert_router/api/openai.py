@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from expert_router.api import sse
-from expert_router.api.deps import CacheUseDep, SystemDep, unless_disconnected
+from expert_router.api.deps import CallerDep, SystemDep, unless_disconnected
 from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.api.server_timing import server_timing
@@ -28,7 +28,7 @@ from expert_router.serving.objects import (
     timings_object,
     usage_object,
 )
-from expert_router.types import AUTO, Accepted, Admitted, Done, Failed, Routed, Section, Sources, Text, Timings
+from expert_router.types import AUTO, Accepted, Done, Failed, Routed, Section, Sources, Text, Timings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -47,8 +47,8 @@ own status, one after it is an event in the stream."""
 
 
 @router.post("/chat/completions", summary="Answer a conversation, routed or by a named expert")
-async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, cache: CacheUseDep) -> Response:
-    chat_request = body.to_request(system.options.max_tokens, cache)
+async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, caller: CallerDep) -> Response:
+    chat_request = body.to_request(system.options.max_tokens, caller)
     dispatcher = system.dispatcher
     if not body.stream:
         answer = await unless_disconnected(request, dispatcher.ask(chat_request))
@@ -57,7 +57,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep,
     events = dispatcher.stream(chat_request)
     started = _Started(events)
     try:
-        routed = await started.begin()
+        routed = await unless_disconnected(request, started.begin())
     except BaseException:
         await started.aclose()
         raise
@@ -99,7 +99,7 @@ class _Started:
 
     def timings(self, routed: Routed) -> Timings:
         """What is known so far."""
-        queue_s = next((event.queue_s for event in self._taken if isinstance(event, Admitted)), None)
+        queue_s = next((event.queue_s for event in self._taken if isinstance(event, Accepted)), None)
         searches = [event.retrieve_s for event in self._taken if isinstance(event, Sources)]
         return Timings(routed.route_s, queue_s, max(searches, default=None))
 
@@ -121,7 +121,7 @@ class _Started:
         """Headings and sources come before the engine is asked; only what follows shows that it took the prompt."""
         async for event in self._events:
             self._taken.append(event)
-            if not isinstance(event, Admitted | Section | Sources):
+            if not isinstance(event, Section | Sources):
                 break
 
 
@@ -178,7 +178,7 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
             end = {**_delta({}, event.finish_reason), "expert_router": about}
             asked = body.stream_options is not None and body.stream_options.include_usage
             return [end, {"choices": [], "usage": usage_object(event.usage)}] if asked else [end]
-        case Admitted() | Accepted() | Routed():
+        case Accepted() | Routed():
             return []
 
 

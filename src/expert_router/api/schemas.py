@@ -12,10 +12,12 @@ from pydantic_core import PydanticSerializationError
 
 from expert_router.errors import FeedbackError, InvalidRequestError
 from expert_router.live.proposal import Proposal, TaughtExample
-from expert_router.types import AUTO, GENERAL, CacheUse, ChatRequest, Feedback, GenerationParams, Message, Rating
+from expert_router.types import AUTO, GENERAL, ChatRequest, Feedback, GenerationParams, Message, Rating
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from expert_router.api.deps import Caller
 
 
 class RequestBody(BaseModel):
@@ -73,6 +75,7 @@ class ChatCompletionRequest(RequestBody):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: str | list[str] | None = None
     ignore_eos: bool = Field(default=False, description="vLLM's: go on to max_tokens where the model would end")
+    user: str | None = Field(default=None, description="who of the sender's users asks: each has turns of their own")
     n: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -98,7 +101,7 @@ class ChatCompletionRequest(RequestBody):
             raise InvalidRequestError(f"Not supported by this server: {', '.join(unsupported)}.", param=unsupported[0])
         return self
 
-    def to_request(self, default_max_tokens: int, cache: CacheUse = "use") -> ChatRequest:
+    def to_request(self, default_max_tokens: int, caller: Caller) -> ChatRequest:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stop) > MAX_STOP_SEQUENCES:
             raise InvalidRequestError(f"At most {MAX_STOP_SEQUENCES} stop sequences are possible.", param="stop")
@@ -108,10 +111,12 @@ class ChatCompletionRequest(RequestBody):
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=stop,
-            cache=cache,
+            cache=caller.cache,
             ignore_eos=self.ignore_eos,
         )
-        return ChatRequest(tuple(message.to_message() for message in self.messages), self.model, params)
+        client = f"{caller.sender} {self.user}" if self.user else caller.sender
+        messages = tuple(message.to_message() for message in self.messages)
+        return ChatRequest(messages, self.model, params, client, caller.wait_s)
 
 
 MAX_STOP_SEQUENCES = 4

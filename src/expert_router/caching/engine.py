@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from expert_router.caching.flight import Flight
 from expert_router.caching.key import answer_key
 from expert_router.caching.recording import is_whole, read, written
+from expert_router.errors import OverloadedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -41,15 +42,24 @@ class CachingEngine:
     """The ``engine``, with its whole answers in ``store``; both are its own from here on. Made for one event loop.
 
     ``namespace`` tells it from systems that use the same store. With ``sampled`` also answers that chance had a part in
-    are given again. The last chunk says where the answer came from.
+    are given again, with ``per_client`` each client's to itself alone. The last chunk says where the answer came from.
     """
 
-    def __init__(self, engine: Engine, store: AnswerStore, *, namespace: str = "", sampled: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: AnswerStore,
+        *,
+        namespace: str = "",
+        sampled: bool = False,
+        per_client: bool = False,
+    ) -> None:
         self.name = engine.name
         self._engine = engine
         self._store = store
         self._namespace = namespace
         self._sampled = sampled
+        self._per_client = per_client
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = CacheCounters()
@@ -57,24 +67,23 @@ class CachingEngine:
     async def stream(
         self, expert: Expert, messages: Sequence[Message], params: GenerationParams
     ) -> AsyncGenerator[Chunk]:
-        """See ``ports.Engine``. An error of a run that several listen to reaches all of them, and is not kept."""
-        result: CacheResult | None = None
-        key = self._key_of(expert, messages, params)
-        if key is None:
-            result, source = "off", self._engine.stream(expert, messages, params)
-            self._counters.off += 1
-        else:
-            flight = self._flights.get(key)
-            if flight is not None and flight.joinable and params.cache != "renew":
-                result = "hit" if flight.whole else "shared"
-                self._counters.hits += flight.whole
-                self._counters.shared += not flight.whole
+        """See ``ports.Engine``. An error of a run that several listen to reaches all of them, and is not kept.
+
+        Only where the run was not let in the others ask once more: it waited for its turn as the request that began it.
+        """
+        for again in (True, False):
+            result, source = self._source(expert, messages, params)
+            heard = False
+            try:
+                async with aclosing(source) as chunks:
+                    async for chunk in chunks:
+                        heard = True
+                        yield replace(chunk, cache=result or chunk.cache) if chunk.finish_reason else chunk
+            except OverloadedError:
+                if heard or result != "shared" or not again:
+                    raise
             else:
-                flight = self._begin(key, expert, messages, params)
-            source = flight.listen()
-        async with aclosing(source) as chunks:
-            async for chunk in chunks:
-                yield replace(chunk, cache=result or chunk.cache) if chunk.finish_reason else chunk
+                return
 
     def served(self, expert: Expert) -> Served:
         return self._engine.served(expert)
@@ -98,6 +107,21 @@ class CachingEngine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._store.close()
 
+    def _source(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> tuple[CacheResult | None, AsyncGenerator[Chunk]]:
+        """Where the answer is to come from; ``None`` when its last chunk will tell."""
+        key = self._key_of(expert, messages, params)
+        if key is None:
+            self._counters.off += 1
+            return "off", self._engine.stream(expert, messages, params)
+        flight = self._flights.get(key)
+        if flight is None or not flight.joinable or params.cache == "renew":
+            return None, self._begin(key, expert, messages, params).listen()
+        self._counters.hits += flight.whole
+        self._counters.shared += not flight.whole
+        return "hit" if flight.whole else "shared", flight.listen()
+
     def _key_of(self, expert: Expert, messages: Sequence[Message], params: GenerationParams) -> str | None:
         """``None`` where the answer may neither be kept nor be one that was."""
         if params.cache == "bypass" or (params.temperature > 0 and not self._sampled):
@@ -107,6 +131,7 @@ class CachingEngine:
             return None
         return answer_key(
             namespace=self._namespace,
+            client=params.ticket.client if self._per_client and params.ticket is not None else "",
             engine=self.name,
             identity=identity,
             expert=expert.name,

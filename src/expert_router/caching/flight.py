@@ -29,6 +29,7 @@ class Flight:
         self._listeners = 0
         self._abandoned = False
         self.task = asyncio.create_task(self._take(chunks))
+        self.task.add_done_callback(self._end)
 
     @property
     def whole(self) -> bool:
@@ -73,12 +74,13 @@ class Flight:
                     self._tell()
         except Exception as error:  # noqa: BLE001 - raised again where it is listened to
             self._error = error
-        except asyncio.CancelledError:
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """However it ended: a task that is cancelled before it began runs nothing of its own."""
+        if task.cancelled():
             self._error = EngineError("The engine was closed.")
-            raise
-        finally:
-            self._over = True
-            self._tell()
+        self._over = True
+        self._tell()
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()

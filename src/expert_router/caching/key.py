@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,16 +22,23 @@ VERSION = 1
 
 
 def answer_key(
-    *, namespace: str, engine: str, identity: str, expert: str, messages: Sequence[Message], params: GenerationParams
+    *,
+    namespace: str,
+    client: str,
+    engine: str,
+    identity: str,
+    expert: str,
+    messages: Sequence[Message],
+    params: GenerationParams,
 ) -> str:
-    """A SHA-256 in hexadecimal digits. ``identity`` is the engine's for the expert.
+    """A SHA-256 in hexadecimal digits. ``identity`` is the engine's for the expert; an empty ``client`` is any.
 
     The messages hold the expert's instructions and the passages that it reads, so that an edit of either tells itself.
     The day is in it because chat templates may say it.
     """
-    asked = {name: value for name, value in asdict(params).items() if name != "cache"}
+    asked = {each.name: getattr(params, each.name) for each in fields(params) if each.name not in {"cache", "ticket"}}
     said = [asdict(message) for message in messages]
-    parts = [VERSION, namespace, engine, identity, expert, time.strftime("%Y-%m-%d"), said, asked]
+    parts = [VERSION, namespace, client, engine, identity, expert, time.strftime("%Y-%m-%d"), said, asked]
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     # Half a surrogate pair is let through: written as JSON's escapes, two of them would be the character they spell.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

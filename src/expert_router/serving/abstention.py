@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from expert_router.ports import Engine
-    from expert_router.types import CacheUse, Expert, Found, Message
+    from expert_router.types import Expert, Found, Message
 
 SUREST = 1e-6
 """Nearer to 0 or 1 a token's probability says no more."""
@@ -35,7 +35,7 @@ async def answered(
     """As ``Engine.stream``, but ``expert.abstention`` says when it refuses; ``found`` is what it reads."""
     rule = expert.abstention.get(engine.served(expert).base) if found else None
     if rule is not None:
-        doubt = doubt_of(await first_token(engine, expert, messages, params.cache)) if rule.doubt else 0.0
+        doubt = doubt_of(await first_token(engine, expert, messages, params)) if rule.doubt else 0.0
         if doubt is not None:
             params = replace(params, begin=REFUSING if rule.refuses(doubt, match_of(found)) else ANSWERING)
     async with aclosing(engine.stream(expert, messages, params)) as chunks:
@@ -43,10 +43,15 @@ async def answered(
             yield chunk
 
 
-async def first_token(engine: Engine, expert: Expert, messages: Sequence[Message], cache: CacheUse = "use") -> Chunk:
-    """What the expert would begin with, decoded greedily, with its probability where the engine tells it."""
-    first = Chunk("")
-    async with aclosing(engine.stream(expert, messages, replace(FIRST_TOKEN, cache=cache))) as chunks:
+async def first_token(
+    engine: Engine, expert: Expert, messages: Sequence[Message], params: GenerationParams = FIRST_TOKEN
+) -> Chunk:
+    """What the expert would begin with, decoded greedily, with its probability where the engine tells it.
+
+    Of ``params`` only what shapes no answer matters.
+    """
+    first, asked = Chunk(""), replace(FIRST_TOKEN, cache=params.cache, ticket=params.ticket)
+    async with aclosing(engine.stream(expert, messages, asked)) as chunks:
         async for chunk in chunks:  # to its end: only what is whole is kept
             first = first if first.text else chunk
     return first

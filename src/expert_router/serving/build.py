@@ -16,6 +16,7 @@ from expert_router.errors import ConfigError
 from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
+from expert_router.serving.admitted import AdmittedEngine
 from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
@@ -57,11 +58,8 @@ def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> D
     """``build_dispatcher`` of parts that are there."""
     store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
     answers = answer_store(parts.settings.cache) if cached else None
-    engine = build_engine(parts)
-    if answers is not None:
-        kept = parts.settings.cache
-        engine = CachingEngine(engine, answers, namespace=kept.namespace, sampled=kept.sampled)
-    return assemble(parts, build_router(parts), engine, library=build_library(parts), store=store)
+    engine, router = build_engine(parts), build_router(parts)
+    return assemble(parts, router, engine, library=build_library(parts), store=store, answers=answers)
 
 
 def assemble(
@@ -72,14 +70,23 @@ def assemble(
     library: Library | None,
     experts: Mapping[str, Expert] | None = None,
     store: DecisionStore | None = None,
+    answers: AnswerStore | None = None,
 ) -> Dispatcher:
     """A dispatcher of parts that are there; ``experts`` may stand for the settings' own, as without their adapters.
+
+    The engine stands behind a door of the dispatcher's own; answers in ``answers`` are given without it.
 
     Several may share a router and an engine: closing one of them closes these for all.
     """
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
-    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
+    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s, serving.client_share)
+    engine = AdmittedEngine(engine, admission)
+    if answers is not None:
+        kept = parts.settings.cache
+        engine = CachingEngine(
+            engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
+        )
     return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
 
 

@@ -18,7 +18,6 @@ from expert_router.serving.prompts import clarification, expert_messages, refusa
 from expert_router.serving.sections import Layout, sections
 from expert_router.types import (
     Accepted,
-    Admitted,
     Answer,
     Done,
     Message,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from expert_router.ports import DecisionLog, Engine
     from expert_router.serving.admission import Admission
     from expert_router.serving.deployment import Deployment
-    from expert_router.types import AnsweredPart, CacheResult, ChatRequest, Event, Expert, FinishReason
+    from expert_router.types import AnsweredPart, CacheResult, ChatRequest, Event, Expert, FinishReason, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +47,17 @@ class _Progress:
 
     started: float = field(default_factory=time.perf_counter)
     route_s: float = 0.0
-    queue_s: float | None = None
+    ticket: Ticket | None = None
     retrieve_s: float | None = None
     first_token_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: FinishReason = "stop"
     cache: dict[str, CacheResult] = field(default_factory=dict)
+
+    @property
+    def queue_s(self) -> float | None:
+        return self.ticket.waited_s if self.ticket else None
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
@@ -67,7 +70,7 @@ class _Progress:
 class Dispatcher:
     """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
-    ``admission`` bounds what runs at once; with a ``log`` the decision on each request is kept.
+    ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept.
     """
 
     def __init__(
@@ -103,15 +106,14 @@ class Dispatcher:
             titles = deployed.titles
             yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
-            asked_s = progress.elapsed_s()
-            async with self.admission.slot(), aclosing(self._answer(deployed, request, parts, progress)) as events:
-                progress.queue_s = progress.elapsed_s() - asked_s
-                yield Admitted(progress.queue_s)
-                async for event in events:
-                    if event.text and not isinstance(event, Section):
-                        progress.first_token_s = progress.first_token_s or progress.elapsed_s()
-                    layout.add(event)
-                    yield event
+            with self.admission.request(request.client, request.wait_s) as progress.ticket:
+                ticketed = replace(request, params=replace(request.params, ticket=progress.ticket))
+                async with aclosing(self._answer(deployed, ticketed, parts, progress)) as events:
+                    async for event in events:
+                        if event.text and not isinstance(event, Section):
+                            progress.first_token_s = progress.first_token_s or progress.elapsed_s()
+                        layout.add(event)
+                        yield event
         yield progress.done(layout.answered())
 
     async def ask(self, request: ChatRequest) -> Answer:
@@ -175,12 +177,14 @@ class Dispatcher:
             yield Sources(expert.name, found, retrieve_s)
         conversation = [*request.messages[:-1], Message("user", part.question)]
         messages = expert_messages(expert, conversation, others, found)
+        accepted = False
         async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
             async for chunk in chunks:
+                if not accepted:
+                    accepted = True
+                    yield Accepted(progress.queue_s)
                 if chunk.text:
                     yield Text(chunk.text)
-                elif chunk.finish_reason is None:
-                    yield Accepted()
                 if chunk.usage:
                     progress.prompt_tokens += chunk.usage.prompt_tokens
                     progress.completion_tokens += chunk.usage.completion_tokens

@@ -266,4 +266,4 @@ def _refusal(response: httpx2.Response) -> str:
     except (ValueError, KeyError, TypeError):
         message = f"The backend answered with status {response.status_code} and no explanation."
     wait = response.headers.get("retry-after", "")
-    return f"{message} Try again in {wait} s." if wait.isdigit() else message
+    return f"{message} Try again in {wait} s." if wait.isdigit() and "Try again" not in message else message

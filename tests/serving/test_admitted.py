@@ -1,0 +1,152 @@
+"""A slot is held by what the engine runs, while it runs: hits pass, nothing can lock up, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from expert_router.caching.memory import MemoryStore
+from expert_router.engines.echo import EchoEngine, EchoScript
+from expert_router.errors import ExpertRouterError, OverloadedError
+from expert_router.types import Abstention, ChatRequest, Chunk, GenerationParams, Message, Usage
+from support import BENZ, BOTH_QUESTION, CARS, SLEEP, STAGES, FixedKnowledge, build, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from expert_router.types import Answer, CacheUse, Expert
+
+KNOWLEDGE = FixedKnowledge({"sleep": [STAGES], "cars": [BENZ]})
+DOUBTING: Mapping[str, Expert] = {
+    each.name: replace(each, knowledge=Path(each.name), abstention={"echo": Abstention("ab12", -9.0, 1.0, 0.0)})
+    for each in (SLEEP, CARS)
+}
+"""They are asked for their first token alone before they answer."""
+HANG = EchoScript(hang_after_tokens=0)
+
+
+class TwoStepEngine(EchoEngine):
+    """Tells its first token's probability, and takes a few turns of the event loop for each run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[tuple[str, bool]] = []
+        """Each one's question, and whether it was for the first token alone."""
+        self.most = 0
+
+    async def stream(
+        self,
+        expert: Expert,  # noqa: ARG002
+        messages: Sequence[Message],
+        params: GenerationParams,
+    ) -> AsyncGenerator[Chunk]:
+        self.runs.append((messages[-1].content.split()[0], params.probability))
+        with self._slots.slot():
+            self.most = max(self.most, self._slots.running)
+            for word in ("[", "1]"):
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                yield Chunk(word, probability=0.9 if params.probability and word == "[" else None)
+        yield Chunk("", "stop", Usage(1, 2))
+
+
+def ask(
+    question: str, *, model: str = "sleep", client: str = "", wait_s: float | None = None, cache: CacheUse = "use"
+) -> ChatRequest:
+    return ChatRequest((Message("user", question),), model, GenerationParams(cache=cache), client, wait_s)
+
+
+async def test_an_answer_that_is_kept_is_given_while_all_slots_are_taken() -> None:
+    engine = EchoEngine(by_expert={"cars": HANG})
+    dispatcher = build(engine, max_running=1, max_queue=0, answers=MemoryStore(10**6, 60.0))
+    assert (await dispatcher.ask(ask("Why?"))).cache == {"sleep": "miss"}
+    hanging = asyncio.create_task(dispatcher.ask(ask("Why?", model="cars")))
+    await until(lambda: dispatcher.admission.running == 1)
+    assert (await dispatcher.ask(ask("Why?"))).cache == {"sleep": "hit"}
+    with pytest.raises(OverloadedError):
+        await dispatcher.ask(ask("Why not?"))
+    hanging.cancel()
+    await asyncio.gather(hanging, return_exceptions=True)
+    assert (dispatcher.admission.running, dispatcher.admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("max_queue", [0, 8])
+async def test_two_experts_answer_one_question_though_only_one_may_run(max_queue: int) -> None:
+    engine = TwoStepEngine()
+    dispatcher = build(engine, experts=DOUBTING, knowledge=KNOWLEDGE, max_running=1, max_queue=max_queue)
+    answer = await dispatcher.ask(ask(BOTH_QUESTION, model="auto"))
+    assert [(part.expert, part.error) for part in answer.parts] == [("cars", None), ("sleep", None)]
+    assert (engine.most, len(engine.runs), dispatcher.admission.running) == (1, 4, 0)
+
+
+async def test_a_request_whose_answer_has_begun_goes_on_before_others_come_in() -> None:
+    engine = TwoStepEngine()
+    dispatcher = build(engine, experts=DOUBTING, knowledge=KNOWLEDGE, max_running=1)
+    await asyncio.gather(*(dispatcher.ask(ask(f"Q{number} is what?", client=str(number))) for number in range(4)))
+    questions = [question for question, _ in engine.runs]
+    assert questions[::2] == questions[1::2]
+    assert [first for _, first in engine.runs] == [True, False] * 4
+
+
+async def test_a_slot_that_is_kept_in_vain_comes_free() -> None:
+    door = build(EchoEngine(), max_running=1).admission
+    with door.request() as ticket:
+        async with door.slot("sleep", ticket, asks_on=True):
+            pass
+        assert door.running == 1
+        async with asyncio.timeout(5), door.slot("cars", ticket):  # of another expert, so it is not its slot
+            assert not ticket.kept
+        async with door.slot("sleep", ticket, asks_on=True):
+            pass
+    assert door.running == 0
+
+
+async def test_who_listens_to_a_run_that_is_not_let_in_asks_for_itself() -> None:
+    engine = EchoEngine(by_expert={"cars": HANG})
+    dispatcher = build(engine, max_running=1, answers=MemoryStore(10**6, 60.0))
+    holder = asyncio.create_task(dispatcher.ask(ask("Why?", model="cars")))
+    await until(lambda: dispatcher.admission.running == 1)
+    hurried = asyncio.create_task(dispatcher.ask(ask("Why?", wait_s=0.05)))
+    await until(lambda: dispatcher.admission.waiting == 1)
+    patient = asyncio.create_task(dispatcher.ask(ask("Why?")))
+    with pytest.raises(OverloadedError, match=r"within 0\.0"):
+        await hurried
+    await until(lambda: dispatcher.admission.waiting == 1)
+    holder.cancel()
+    assert (await patient).cache == {"sleep": "miss"}
+    await asyncio.gather(holder, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_a_crowd_asks_at_one_slot_each_gets_an_answer_or_a_refusal(seed: int) -> None:
+    """Hits, shared runs, parts, first tokens, renewals and leavings, all through a door of one or two."""
+    chance = random.Random(seed)
+    engine = TwoStepEngine()
+    answers = MemoryStore(10**6, 60.0)
+    dispatcher = build(
+        engine, experts=DOUBTING, knowledge=KNOWLEDGE, max_running=1 + seed % 2, max_queue=9, answers=answers
+    )
+    tasks: list[asyncio.Task[Answer]] = []
+    for _ in range(120):
+        question = chance.choice([BOTH_QUESTION, "What is REM sleep?", "Which car came first?", "Does a car sleep?"])
+        cache: CacheUse = chance.choice(["use", "renew", "bypass"])
+        request = ask(question, model="auto", client=chance.choice("AB"), cache=cache)
+        tasks.append(asyncio.create_task(dispatcher.ask(request)))
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        if chance.random() < 0.2:
+            chance.choice(tasks).cancel()
+    started = time.monotonic()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert time.monotonic() - started < 4  # the queue's time is 5 s: nobody was let in by that alone
+    assert engine.most == 1 + seed % 2
+    assert not [e for e in ended if isinstance(e, Exception) and not isinstance(e, ExpertRouterError)]
+    assert sum(not isinstance(each, BaseException) for each in ended) > 20
+    await until(lambda: (dispatcher.admission.running, dispatcher.admission.waiting) == (0, 0))
+    assert engine.status()["running"] == 0
