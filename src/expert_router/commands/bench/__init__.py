@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser
 from typing import TYPE_CHECKING
 
-from expert_router.commands.bench import additions, cache, dialogues, engine, parts, routers, stability
+from expert_router.commands.bench import additions, cache, dialogues, engine, gateway, parts, routers, stability
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,6 +22,7 @@ MEASUREMENTS = {
     "additions": additions,
     "engine": engine,
     "cache": cache,
+    "gateway": gateway,
 }
 
 
