@@ -55,7 +55,8 @@ class System:
             self.reading = asyncio.create_task(_read_examples(self.dispatcher))
 
 
-def running_system(request: Request) -> System:
+async def running_system(request: Request) -> System:
+    # Like all that routes depend on a coroutine: FastAPI sends a plain function to a worker thread, which takes longer.
     system: System = request.app.state.system
     return system
 
@@ -69,7 +70,7 @@ async def _read_examples(dispatcher: Dispatcher) -> None:
         logger.warning("explanations name no examples", extra={"reason": error.message})
 
 
-def cache_use(
+async def cache_use(
     cache_control: Annotated[
         list[str] | None,
         Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from expert_router.api.deps import System, SystemDep, running_system
+from expert_router.api.deps import SystemDep  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.api.schemas import AddExpertRequest, RollbackRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.errors import AdminClosedError, UnauthorizedError, UnknownModelError
 from expert_router.live.experts import LiveExperts
@@ -22,9 +22,8 @@ router = APIRouter(prefix="/v1/experts", tags=["Experts"])
 BEARER = "Bearer "
 
 
-def admin(request: Request) -> LiveExperts:
+async def admin(request: Request, system: SystemDep) -> LiveExperts:
     """What changes experts, for a request with the admin key. Compared in constant time."""
-    system: System = running_system(request)
     if system.live is None or system.options.admin_key is None:
         raise AdminClosedError(
             "Experts cannot be changed over HTTP: the server has no admin key. Start it with server.admin_key set, for "
