@@ -26,7 +26,7 @@ MAX_BUFFERED_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 IDENTITY = "identity"
 HAPPY_EYEBALLS_S = 0.25
-"""RFC 8305: so long the first address of a name is tried alone."""
+"""RFC 8305: so long the first address of a name is tried alone; uvloop tries one after the other."""
 
 
 class ConnectTimeoutError(Exception):
@@ -152,6 +152,7 @@ class HTTPClient:
 
     async def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
+        eyeballs = {"happy_eyeballs_delay": HAPPY_EYEBALLS_S} if isinstance(loop, asyncio.BaseEventLoop) else {}
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
@@ -159,7 +160,7 @@ class HTTPClient:
                     self._host,
                     self._port,
                     ssl=self._tls,
-                    happy_eyeballs_delay=HAPPY_EYEBALLS_S,
+                    **eyeballs,
                 )
         except TimeoutError as error:
             raise ConnectTimeoutError from error
