@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -65,6 +66,7 @@ def main(args: Namespace) -> int:
     )
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    gc.freeze()  # what is here now stays: each full collection would look through it again, for milliseconds
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 

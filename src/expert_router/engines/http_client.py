@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 import httpx2
@@ -152,7 +152,9 @@ class HTTPClient:
 
     async def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        eyeballs = {"happy_eyeballs_delay": HAPPY_EYEBALLS_S} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        eyeballs: dict[str, Any] = (
+            {"happy_eyeballs_delay": HAPPY_EYEBALLS_S} if isinstance(loop, asyncio.BaseEventLoop) else {}
+        )
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
@@ -241,8 +243,7 @@ class _Connection(asyncio.Protocol):
     # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are not of the class
         self._open_ones.add(self)
 
     def data_received(self, data: bytes) -> None:
