@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from expert_router.engines.events import EventParser
 from expert_router.engines.http_client import (
@@ -124,8 +125,8 @@ class OpenAIHTTPEngine:
         model = self._model_of(expert)
         answer = _Answer()
         with self._slots.slot(), self._typed_errors():
-            body = json.dumps(_request_body(model, messages, params), ensure_ascii=False, separators=(",", ":"))
-            async with self._client.request("POST", "chat/completions", body.encode()) as response:
+            body = to_json(_request_body(model, messages, params))
+            async with self._client.request("POST", "chat/completions", body) as response:
                 await self._refuse_unless_ok(response, model)
                 async with aclosing(self._events(response)) as events:
                     async for event in events:
