@@ -25,8 +25,9 @@ DELAY_S = 0.03
 
 @pytest.fixture(scope="module")
 def fixed() -> Iterator[Way]:
-    with upstream() as port:
+    with upstream() as (port, is_alive):
         yield Way("direct", port, "fixed")
+        assert is_alive()
 
 
 def test_the_upstream_is_one_that_clients_understand(fixed: Way) -> None:

@@ -17,7 +17,7 @@ from expert_router.errors import ConfigError, EngineError
 from expert_router.evaluation import fake_upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 END_WITHIN_S = 10.0
 BACKLOG = 2048
@@ -48,8 +48,8 @@ print(len({name for name, *_ in installed}))
 
 
 @contextmanager
-def upstream() -> Iterator[int]:
-    """The fixed answer's port."""
+def upstream() -> Iterator[tuple[int, Callable[[], bool]]]:
+    """The port that gives the fixed answer, and whether somebody is there."""
     # The protocol is named because asyncio switches Nagle's delay off only on sockets that name it.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ def upstream() -> Iterator[int]:
         )
         process.start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], process.is_alive
         finally:
             process.terminate()
             process.join(END_WITHIN_S)

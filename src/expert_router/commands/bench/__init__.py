@@ -8,7 +8,17 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser
 from typing import TYPE_CHECKING
 
-from expert_router.commands.bench import additions, cache, dialogues, engine, gateway, parts, routers, stability
+from expert_router.commands.bench import (
+    additions,
+    baseline,
+    cache,
+    dialogues,
+    engine,
+    gateway,
+    parts,
+    routers,
+    stability,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,6 +33,7 @@ MEASUREMENTS = {
     "engine": engine,
     "cache": cache,
     "gateway": gateway,
+    "baseline": baseline,
 }
 
 

@@ -17,10 +17,9 @@ from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from expert_router.evaluation.gateway import GatewayResult, Way
-    from expert_router.evaluation.gateway_processes import Gateway
     from expert_router.settings import Settings
 
 HELP = "what the gateway adds, beside LiteLLM's proxy"
@@ -84,11 +83,12 @@ def _measure(
     from expert_router.evaluation.gateway import Way
 
     folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
-    upstream = servers.enter_context(processes.upstream())
+    upstream, is_alive = servers.enter_context(processes.upstream())
     gateways = [servers.enter_context(processes.ours(upstream, args.config, folder))]
     if args.litellm is not None:
         gateways.append(servers.enter_context(processes.litellm(upstream, args.litellm, folder)))
     ports = {gateway.name: gateway.port for gateway in gateways}
+    running = {upstream: is_alive, **{gateway.port: gateway.running for gateway in gateways}}
     ways = [
         Way("direct", upstream, "fixed"),
         Way("named", ports["ours"], expert),
@@ -96,19 +96,21 @@ def _measure(
     ]
     if args.litellm is not None:
         ways.append(Way("litellm", ports["litellm"], processes.LITELLM_MODEL))
-    results = asyncio.run(_ask_all(args, clients, questions, ways, gateways))
+    results = asyncio.run(_ask_all(args, clients, questions, ways, running))
     return results, {gateway.name: gateway.memory_bytes() for gateway in gateways}
 
 
 async def _ask_all(
-    args: Namespace, clients: list[int], questions: list[str], ways: Sequence[Way], gateways: Sequence[Gateway]
+    args: Namespace,
+    clients: list[int],
+    questions: list[str],
+    ways: Sequence[Way],
+    running: Mapping[int, Callable[[], bool]],
 ) -> list[GatewayResult]:
     from expert_router.evaluation.gateway import measure_gateways, wait_until_it_answers
 
-    by_port = {gateway.port: gateway for gateway in gateways}
     for way in ways:
-        running = by_port[way.port].running if way.port in by_port else lambda: True
-        await wait_until_it_answers(way, questions[0], START_WITHIN_S, running)
+        await wait_until_it_answers(way, questions[0], START_WITHIN_S, running[way.port])
     results = []
     for streamed in (False, True):
         await measure_gateways(
