@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from expert_router.api import sse
 from expert_router.engines.echo import EchoEngine, EchoScript
 from support import BOTH_QUESTION, OTHER_QUESTION, UNSURE_QUESTION, chat_body, events, serve
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from support import Server
 
@@ -174,3 +177,52 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(48)))
     assert answers == [f"[Sleep science] You asked: question {number}" for number in range(48)]
+
+
+async def test_frames_that_are_ready_leave_together_and_all_of_them_do() -> None:
+    more = asyncio.Event()
+
+    async def frames() -> AsyncGenerator[bytes]:
+        yield b"a"
+        yield b"b"
+        await more.wait()
+        for number in range(3 * sse.AHEAD):
+            yield b"%d," % number
+
+    async with aclosing(sse.keep_alive(frames(), 60)) as pieces:
+        assert await anext(pieces) == b"ab"
+        more.set()
+        rest = [piece async for piece in pieces]
+    assert b"".join(rest) == b"".join(b"%d," % number for number in range(3 * sse.AHEAD))
+    assert len(rest) < sse.AHEAD
+
+
+async def test_a_slow_client_holds_the_frames_up_and_leaving_closes_them() -> None:
+    made, closed = 0, False
+
+    async def frames() -> AsyncGenerator[bytes]:
+        nonlocal made, closed
+        try:
+            while True:
+                made += 1
+                yield b"x"
+        finally:
+            closed = True
+
+    async with aclosing(sse.keep_alive(frames(), 60)) as pieces:
+        await anext(pieces)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert made <= 2 * sse.AHEAD + 2
+    assert closed
+
+
+async def test_what_the_frames_raise_comes_after_what_they_gave() -> None:
+    async def frames() -> AsyncGenerator[bytes]:
+        yield b"a"
+        raise ValueError("broken")
+
+    pieces = sse.keep_alive(frames(), 60)
+    assert await anext(pieces) == b"a"
+    with pytest.raises(ValueError, match="broken"):
+        await anext(pieces)

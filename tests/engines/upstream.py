@@ -128,6 +128,7 @@ def serve() -> Iterator[UpstreamServer]:
     # asyncio switches Nagle's algorithm off only on sockets that name their protocol; with it each answer takes 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # here: who comes before the thread is ready waits a moment
         server = UpstreamServer(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
         app = Starlette(
             routes=[

@@ -60,6 +60,7 @@ class System:
 
 
 async def running_system(request: Request) -> System:
+    # Like all that routes depend on a coroutine: FastAPI sends a plain function to a worker thread, which takes longer.
     system: System = request.app.state.system
     return system
 

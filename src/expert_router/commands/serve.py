@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -82,6 +83,7 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     )
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    gc.freeze()  # what is here now stays: each full collection would look through it again, for milliseconds
     uvicorn.Server(config).run(sockets=[listener])
 
 

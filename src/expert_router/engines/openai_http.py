@@ -6,18 +6,26 @@ server-sent events. What the server complains about arrives as the package's typ
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
+from expert_router.engines.events import EventParser
+from expert_router.engines.http_client import (
+    BrokenAnswerError,
+    ConnectError,
+    ConnectTimeoutError,
+    HTTPClient,
+    SilenceError,
+)
 from expert_router.engines.slots import SlotCounters
 from expert_router.errors import (
     ConfigError,
@@ -31,11 +39,14 @@ from expert_router.errors import (
 from expert_router.types import Chunk, Served, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
+    from expert_router.engines.events import Event
+    from expert_router.engines.http_client import Response
     from expert_router.types import Adapter, Expert, FinishReason, GenerationParams, Message
 
-DONE = "[DONE]"
+DONE = b"[DONE]"
+EVENT_STREAM = "text/event-stream"
 MAX_BODY_BYTES = 1024**2
 """Read of an error or a model list; the rest is left."""
 MAX_QUOTE = 300
@@ -96,12 +107,11 @@ class OpenAIHTTPEngine:
         self._read_timeout_s = read_timeout_s
         self._revision = revision
         self._slots = SlotCounters()
-        self._client = httpx2.AsyncClient(
-            base_url=self._address,
-            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else None,
-            timeout=httpx2.Timeout(read_timeout_s, connect=connect_timeout_s),
-            limits=httpx2.Limits(max_connections=None),  # how many run at once is for admission to say
-            trust_env=False,
+        self._client = HTTPClient(
+            httpx2.URL(self._address),
+            {"authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
         )
 
     async def stream(
@@ -115,17 +125,18 @@ class OpenAIHTTPEngine:
         model = self._model_of(expert)
         answer = _Answer()
         with self._slots.slot(), self._typed_errors():
-            body = _request_body(model, messages, params)
-            async with self._client.sse("chat/completions", method="POST", json=body) as source:
-                await self._refuse_unless_ok(source.response, model)
-                async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as events:
+            body = to_json(_request_body(model, messages, params))
+            async with self._client.request("POST", "chat/completions", body) as response:
+                await self._refuse_unless_ok(response, model)
+                async with aclosing(self._events(response)) as events:
                     async for event in events:
                         if event.data == DONE:
-                            await _finish_body(events)
                             answer.done = True
                             break
                         if text := answer.add(self._parsed(event, model, answer)):
                             yield Chunk(text)
+                if answer.done:
+                    await response.finish(END_OF_BODY_TIMEOUT_S)
             last = answer.last_chunk(self._address)
         yield last
 
@@ -156,11 +167,11 @@ class OpenAIHTTPEngine:
 
     async def close(self) -> None:
         """Close all connections; streams that still run end with ``EngineError``."""
-        await self._client.aclose()
+        self._client.close()
 
     async def _served_models(self, model: str) -> list[str]:
         with self._typed_errors():
-            async with self._client.stream("GET", "models") as response:
+            async with self._client.request("GET", "models") as response:
                 await self._refuse_unless_ok(response, model)
                 body = await _read_some(response)
         try:
@@ -170,15 +181,28 @@ class OpenAIHTTPEngine:
                 f"{self._address}/models is not a list of models: is engine.base_url an OpenAI-compatible server's?"
             ) from None
 
-    async def _refuse_unless_ok(self, response: httpx2.Response, model: str) -> None:
-        if response.status_code != httpx2.codes.OK:
+    async def _events(self, response: Response) -> AsyncGenerator[Event]:
+        content_type = response.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != EVENT_STREAM:
+            said = self._quoted(content_type) or "nothing"
+            raise EngineError(
+                f"{self._address} was asked for {EVENT_STREAM} and sends {said}. Is it OpenAI-compatible?"
+            )
+        parser = EventParser()
+        async with aclosing(response.pieces()) as pieces:
+            async for piece in pieces:
+                for event in parser.feed(piece):
+                    yield event
+
+    async def _refuse_unless_ok(self, response: Response, model: str) -> None:
+        if response.status != httpx2.codes.OK:
             raise self._refusal(response, _Complaint.read(await _read_some(response)), model)
 
-    def _refusal(self, response: httpx2.Response, complaint: _Complaint, model: str) -> ExpertRouterError:
+    def _refusal(self, response: Response, complaint: _Complaint, model: str) -> ExpertRouterError:
         """The error for an answer that is not 200."""
-        status, said = response.status_code, self._quoted(complaint.message)
+        status, said = response.status, self._quoted(complaint.message)
         where = f"{self._address} answered HTTP {status}"
-        if complaint.is_context_length and response.is_client_error:
+        if complaint.is_context_length and httpx2.codes.is_client_error(status):
             return _too_long(said)
         match status:
             case 401 | 403:  # the server's words may quote a part of the key
@@ -197,16 +221,16 @@ class OpenAIHTTPEngine:
             case _:
                 return EngineError(f"{where} for model {model!r}. {said}")
 
-    def _parsed(self, event: httpx2.ServerSentEvent, model: str, answer: _Answer) -> _Event:
+    def _parsed(self, event: Event, model: str, answer: _Answer) -> _Event:
         """Raises what an error event says, and ``EngineError`` for an event that is not a piece of a completion."""
         if not event.data.strip():
             return _Event()
-        if event.event != "error":
+        if event.kind != b"error":
             try:
                 parsed = _Event.model_validate_json(event.data)
             except ValidationError:
                 raise EngineError(
-                    f"{self._address} sent an event that is not a chat completion: {self._quoted(event.data)}"
+                    f"{self._address} sent an event that is not a chat completion: {self._quoted(event.text)}"
                 ) from None
             if not parsed.is_error:
                 return parsed
@@ -223,22 +247,22 @@ class OpenAIHTTPEngine:
             raise EngineError("The engine is closed.")
         try:
             yield
-        except httpx2.ConnectTimeout as error:
+        except ConnectTimeoutError as error:
             raise EngineTimeoutError(
                 f"{self._address} did not accept a connection within {self._connect_timeout_s:g} s. "
                 "Check that it is up and reachable, or set engine.base_url."
             ) from error
-        except httpx2.TimeoutException as error:
+        except SilenceError as error:
             raise EngineTimeoutError(
                 f"{self._address} was silent for {self._read_timeout_s:g} s. "
                 "Check its load, or raise engine.read_timeout_s."
             ) from error
-        except httpx2.ConnectError as error:
+        except ConnectError as error:
             raise EngineError(
                 f"{self._address} cannot be reached ({self._quoted(str(error))}). Start it, or set engine.base_url."
             ) from error
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
-            reason = self._quoted(str(error)) or type(error).__name__
+        except BrokenAnswerError as error:
+            reason = self._quoted(str(error))
             raise EngineError(f"The answer of {self._address} broke off or is not valid: {reason}") from error
 
     def _quoted(self, text: str) -> str:
@@ -381,23 +405,15 @@ def _request_body(model: str, messages: Sequence[Message], params: GenerationPar
     return body
 
 
-async def _read_some(response: httpx2.Response) -> bytes:
+async def _read_some(response: Response) -> bytes:
     """The body, cut after ``MAX_BODY_BYTES``."""
     body = bytearray()
-    async with aclosing(response.aiter_bytes()) as parts:
-        async for part in parts:
-            body += part
+    async with aclosing(response.pieces()) as pieces:
+        async for piece in pieces:
+            body += piece
             if len(body) >= MAX_BODY_BYTES:
                 break
     return bytes(body[:MAX_BODY_BYTES])
-
-
-async def _finish_body(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
-    """Read the body's end, so that the connection can be used again; a server that keeps it open is not waited for."""
-    with suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(END_OF_BODY_TIMEOUT_S):
-            async for _ in events:
-                pass
 
 
 def _retry_after_s(header: str) -> float:

@@ -51,8 +51,9 @@ class WordTable:
 
 
 class SentenceEncoder:
-    """Thread-safe. ``words`` is ``None`` for a model that looks its word embeddings up itself.
+    """Thread-safe. ``threads`` is how many texts ``encode_all`` embeds at once; one takes one.
 
+    ``words`` is ``None`` for a model that looks its word embeddings up itself.
     ``sha256`` identifies the model file: a head fitted on one encoder must not be used on another.
     """
 
@@ -60,11 +61,9 @@ class SentenceEncoder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1  # a question is over before others are awake; encode_all has a text for each
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that do not spin leave the cores to the language model beside them.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises bare exceptions of its own

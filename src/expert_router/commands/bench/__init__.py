@@ -8,7 +8,19 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser
 from typing import TYPE_CHECKING
 
-from expert_router.commands.bench import additions, cache, dialogues, engine, leaving, load, parts, routers, stability
+from expert_router.commands.bench import (
+    additions,
+    baseline,
+    cache,
+    dialogues,
+    engine,
+    gateway,
+    leaving,
+    load,
+    parts,
+    routers,
+    stability,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -24,6 +36,8 @@ MEASUREMENTS = {
     "load": load,
     "leaving": leaving,
     "cache": cache,
+    "gateway": gateway,
+    "baseline": baseline,
 }
 
 
