@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from expert_router.types import CacheUse
+
 ANSWER = f"[Sleep science] You asked: {SLEEP_QUESTION}"
 
 
@@ -76,6 +78,12 @@ def test_the_experts_are_named(system: ExpertRouter) -> None:
 
 
 # Plain calls
+
+
+def test_an_answer_that_was_given_before_says_so_and_a_new_one_may_be_asked_for(system: ExpertRouter) -> None:
+    wishes: list[CacheUse] = ["use", "use", "renew", "bypass"]
+    results = [system.ask("How long do we sleep?", model="sleep", cache=wish).cache["sleep"] for wish in wishes]
+    assert results == ["miss", "hit", "miss", "off"]
 
 
 def test_a_question_is_routed_without_an_answer(system: ExpertRouter) -> None:

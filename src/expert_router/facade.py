@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
     from expert_router.serving.dispatcher import Dispatcher
-    from expert_router.types import Answer, Decision, Event, Explanation
+    from expert_router.types import Answer, CacheUse, Decision, Event, Explanation
 
 T = TypeVar("T")
 
@@ -64,12 +64,16 @@ class ExpertRouter:
         max_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        cache: CacheUse = "use",
     ) -> Answer:
         """The whole answer to a question or a conversation. Raises ``ExpertRouterError``.
 
-        ``temperature`` 0 is deterministic; ``max_tokens`` defaults to the settings' limit.
+        ``temperature`` 0 is deterministic; ``max_tokens`` defaults to the settings' limit. ``cache`` says whether an
+        answer that was given before will do (``renew`` and ``bypass`` want a new one); the answer's own says where
+        each expert's came from.
         """
-        return self._portal.call(self._dispatcher.ask, self._request(query, model, max_tokens, temperature, seed))
+        request = self._request(query, model, max_tokens=max_tokens, temperature=temperature, seed=seed, cache=cache)
+        return self._portal.call(self._dispatcher.ask, request)
 
     async def stream(
         self,
@@ -79,12 +83,13 @@ class ExpertRouter:
         max_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        cache: CacheUse = "use",
     ) -> AsyncGenerator[Event]:
         """The answer as it comes: the routing first, then pieces of text; every event has a ``text``.
 
         Leaving early stops the engine. Raises ``ExpertRouterError``.
         """
-        request = self._request(query, model, max_tokens, temperature, seed)
+        request = self._request(query, model, max_tokens=max_tokens, temperature=temperature, seed=seed, cache=cache)
         events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -143,15 +148,17 @@ class ExpertRouter:
         self,
         query: str | Sequence[Message],
         model: str,
+        *,
         max_tokens: int | None,
         temperature: float,
         seed: int | None,
+        cache: CacheUse,
     ) -> ChatRequest:
         limit = self._default_max_tokens if max_tokens is None else max_tokens
         if limit < 1 or not 0 <= temperature <= MAX_TEMPERATURE:
             raise InvalidRequestError(f"max_tokens must be at least 1, temperature between 0 and {MAX_TEMPERATURE:g}.")
         messages = (Message("user", query),) if isinstance(query, str) else tuple(query)
-        return ChatRequest(messages, model, GenerationParams(limit, temperature, seed=seed))
+        return ChatRequest(messages, model, GenerationParams(limit, temperature, seed=seed, cache=cache))
 
 
 def open(config: str | Path | None = None, *, router: str | None = None, progress: bool = True) -> ExpertRouter:  # noqa: A001 - expert_router.open

@@ -8,7 +8,7 @@ from expert_router.decision_log import DecisionStore, read_decisions
 from expert_router.engines.echo import EchoEngine
 from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.types import Feedback
-from support import SLEEP_QUESTION, events, serve
+from support import SLEEP_QUESTION, events, eventually, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,15 @@ def decision(server: Server) -> str:
 
 
 def kept(path: Path, decision: str) -> Feedback | None:
-    (logged,) = (each for each in read_decisions(path) if each.id == decision)
-    return logged.feedback
+    """Decisions are written beside the answers, so that one may come a moment later."""
+    found: list[Feedback | None] = []
+
+    def is_there() -> bool:
+        found[:] = [each.feedback for each in read_decisions(path) if each.id == decision]
+        return bool(found)
+
+    eventually(is_there)
+    return found[0]
 
 
 def test_every_answer_names_its_decision_whole_streamed_and_by_query(server: Server) -> None:

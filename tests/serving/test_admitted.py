@@ -56,6 +56,21 @@ class TwoStepEngine(EchoEngine):
         yield Chunk("", "stop", Usage(1, 2))
 
 
+class GatedEcho(EchoEngine):
+    """Ends no answer before the gate is open."""
+
+    def __init__(self, script: EchoScript) -> None:
+        super().__init__(script)
+        self.gate = asyncio.Event()
+
+    async def stream(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Chunk]:
+        async for chunk in super().stream(expert, messages, params):
+            yield chunk
+            await self.gate.wait()
+
+
 def ask(
     question: str, *, model: str = "sleep", client: str = "", wait_s: float | None = None, cache: CacheUse = "use"
 ) -> ChatRequest:
@@ -121,6 +136,22 @@ async def test_who_listens_to_a_run_that_is_not_let_in_asks_for_itself() -> None
     holder.cancel()
     assert (await patient).cache == {"sleep": "miss"}
     await asyncio.gather(holder, return_exceptions=True)
+
+
+async def test_at_four_times_what_may_run_and_wait_the_rest_is_refused_before_anybody_is_done() -> None:
+    """A refusal waits for no answer, and those that are let in are as many at once as without the rest."""
+    engine = GatedEcho(EchoScript(max_slots=4))
+    dispatcher = build(engine, max_running=4, max_queue=4)
+    tasks = [asyncio.create_task(dispatcher.ask(ask(f"Q{number}", client=str(number % 5)))) for number in range(32)]
+    await until(lambda: sum(task.done() for task in tasks) == 24)
+    assert engine.status()["finished"] == 0
+    for task in tasks:
+        if task.done():
+            assert isinstance(task.exception(), OverloadedError)
+    engine.gate.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(not isinstance(each, BaseException) for each in ended) == 8
+    assert (engine.status()["finished"], dispatcher.admission.running, dispatcher.admission.waiting) == (8, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -293,7 +293,8 @@ async def stream_lines(script: Script, text_delay_s: float) -> AsyncIterator[str
         yield f"data: {json.dumps({'error': {'message': 'The engine stopped.', 'type': 'engine_error'}})}\n\n"
         return
     timings = {"route_s": 0.003, "first_token_s": 0.41, "total_s": 1.62}
-    yield line_of({}, finish="stop", expert_router={"timings": timings})
+    cache = dict.fromkeys(script.answered_by, "hit")
+    yield line_of({}, finish="stop", expert_router={"timings": timings, "cache": cache})
     usage = {"prompt_tokens": 40, "completion_tokens": 25, "total_tokens": 65}
     yield f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [], 'usage': usage})}\n\n"
     yield "data: [DONE]\n\n"

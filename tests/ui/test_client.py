@@ -62,7 +62,15 @@ async def test_the_decision_comes_first_and_the_end_carries_what_it_cost(client:
     assert isinstance(done, Done)
     assert done.usage == Usage(40, 25)
     assert done.timings.first_token_s == 0.41
+    assert done.cache == {"sleep": "hit"}
     assert not done.truncated
+
+
+async def test_a_visitor_is_named_and_who_is_none_is_not(client: ChatClient, backend: FakeBackend) -> None:
+    for visitor in ("", "laura"):
+        async with aclosing(client.stream_chat([Message("user", "what is rem")], visitor=visitor)) as events:
+            await anext(events)
+    assert [request.get("user") for request in backend.requests[-2:]] == [None, "laura"]
 
 
 async def test_an_answer_by_several_experts_names_each_section(client: ChatClient) -> None:

@@ -90,7 +90,7 @@ async def cache_use(
 def wait_s(
     prefer: Annotated[
         list[str] | None,
-        Header(description="`wait=10`: refuse at once what could not begin within 10 s of its arrival"),
+        Header(description="`wait=10`: wait 10 s at most to be let in, and not at all where that would be in vain"),
     ] = None,
 ) -> float | None:
     """Seconds that the request's ``Prefer: wait`` names (RFC 7240, 4.3); what is not a whole number is ignored."""
@@ -109,7 +109,7 @@ def sender(request: Request) -> str:
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
-        return f"key:{hashlib.sha256(token.strip().encode()).hexdigest()[:16]}"
+        return f"key:{hashlib.sha256(token.strip().encode()).hexdigest()[:32]}"
     return f"address:{request.client.host}" if request.client else ""
 
 

@@ -14,7 +14,7 @@ from expert_router.ui.catalogue import GENERAL_TITLE
 from expert_router.ui.markup import bar, div, percent, text, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from expert_router.types import Passage, Scores, Served
     from expert_router.ui.catalogue import Catalogue
@@ -25,6 +25,10 @@ _MAX_BARS = 4
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _LINKED_CITATION = re.compile(r"(?<!\\)\[(\d{1,2})\](?=[:(])")
 """A citation that markdown would take for a link, and so hide."""
+_AGAIN = (
+    '<span class="er-again" title="The very same was asked before: this is the answer that was given then, word for '
+    'word.">given again</span>'
+)
 
 
 def plain_markdown(said: str) -> str:
@@ -48,7 +52,8 @@ def decision_card(exchange: Exchange, catalogue: Catalogue, reasons: str = "") -
     if routed is None:
         what = "Choosing who answers" if exchange.model == AUTO else f"Asking {catalogue.title(exchange.model)}"
         return div("er-card er-none", waiting(what), kind="pending")
-    head = div("er-head", _badges(routed, catalogue) + _runner_up(routed, catalogue))
+    given_again = {name for name, whence in exchange.done.cache.items() if whence == "hit"} if exchange.done else set()
+    head = div("er-head", _badges(routed, catalogue, given_again) + _runner_up(routed, catalogue))
     reason = f'<p class="er-reason">{text(routed.decision.reason)}</p>'
     scores = routed.decision.scores
     bars = _bars(scores, routed.decision.experts, catalogue) if scores else ""
@@ -139,7 +144,7 @@ def _source(number: int, passage: Passage) -> str:
     return f'<details class="er-source"><summary>{head}</summary><p>{text(passage.text)}</p></details>'
 
 
-def _badges(routed: Routed, catalogue: Catalogue) -> str:
+def _badges(routed: Routed, catalogue: Catalogue, given_again: Collection[str]) -> str:
     decision = routed.decision
     match decision.kind:
         case "clarify":
@@ -149,7 +154,7 @@ def _badges(routed: Routed, catalogue: Catalogue) -> str:
     scores = decision.scores.experts if decision.scores else {}
     badges = [
         f'<span class="er-who">{_badge(_title(name, routed, catalogue), catalogue.colour(name))}'
-        f"{_score(scores.get(name))}{_proof(routed.served.get(name))}</span>"
+        f"{_score(scores.get(name))}{_proof(routed.served.get(name))}{_AGAIN if name in given_again else ''}</span>"
         for name in routed.experts
     ]
     note = '<span class="er-note">chosen by you</span>' if decision.kind == "forced" else ""

@@ -55,11 +55,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is complete. ``truncated`` tells that it stopped at the token limit."""
+    """The answer is complete. ``truncated`` tells that it stopped at the token limit.
+
+    ``cache`` is where it came from, by expert: ``hit`` for one that was given before.
+    """
 
     timings: Timings
     usage: Usage | None
     truncated: bool = False
+    cache: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +120,20 @@ class ChatClient:
         asked = {"query": question, "history": list(history)}
         return await self._request("POST", "/v1/explain", self._silence_timeout_s, parse, asked)
 
-    async def stream_chat(self, messages: Sequence[Message], model: str = AUTO) -> AsyncGenerator[Event]:
+    async def stream_chat(
+        self, messages: Sequence[Message], model: str = AUTO, visitor: str = ""
+    ) -> AsyncGenerator[Event]:
         """Ask, and yield ``Routed``, then ``Section``, ``Sources`` and ``Text``, then ``Done``; or ``Failed``, last.
 
-        Closing the generator closes the connection, and that is what frees the engine.
+        Each ``visitor`` has turns of its own where many wait. Closing the generator closes the connection, and that is
+        what frees the engine.
         """
         body = {
             "model": model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"user": visitor} if visitor else {}),
         }
         answering = False
         try:
@@ -203,12 +211,13 @@ class _ChunkReader:
         self._timings = Timings()
         self._usage: Usage | None = None
         self._truncated = False
+        self._cache: dict[str, str] = {}
 
     def read(self, data: str) -> Iterator[Event]:
         """Raises ``ValueError``, ``KeyError``, ``TypeError`` and the like on what is not the API's."""
         if data == "[DONE]":
             self.ended = True
-            yield Done(self._timings, self._usage, self._truncated)
+            yield Done(self._timings, self._usage, self._truncated, self._cache)
             return
         chunk = json.loads(data)
         if "error" in chunk:
@@ -230,6 +239,7 @@ class _ChunkReader:
             self._truncated = self._truncated or choice.get("finish_reason") == "length"
         if "timings" in extra:
             self._timings = parse_timings(extra["timings"])
+        self._cache.update(extra.get("cache") or {})
         if usage := chunk.get("usage"):
             self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
 

@@ -10,6 +10,7 @@ Imported through ``expert_router.ui.chat`` only, because Gradio is heavy.
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator  # noqa: TC003 - Gradio reads the annotations
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,7 +25,7 @@ from expert_router.ui.conversation import Conversation
 from expert_router.ui.why import why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from expert_router.ui.conversation import Exchange
 
@@ -229,11 +230,14 @@ class _Page:
         conversation = conversation.ask(question.strip(), model)
         return [conversation, draw(conversation, catalogue), gr.Textbox("", submit_btn=False, stop_btn=STOP)]
 
-    async def answer(self, conversation: Conversation, catalogue: Catalogue) -> AsyncIterator[list[Update]]:
+    async def answer(
+        self, conversation: Conversation, catalogue: Catalogue, request: gr.Request
+    ) -> AsyncIterator[list[Update]]:
         """Stream the answer to the last question."""
         exchange = conversation.exchanges[-1]
         drawn_at = 0.0
-        async with aclosing(self._client.stream_chat(conversation.messages(), exchange.model)) as events:
+        asked = self._client.stream_chat(conversation.messages(), exchange.model, request.session_hash or "")
+        async with aclosing(asked) as events:
             async for event in events:
                 exchange = exchange.after(event)
                 conversation = conversation.with_last(exchange)
