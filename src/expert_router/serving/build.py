@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
 from expert_router.caching.memory import MemoryStore
+from expert_router.caching.similar import SimilarAnswers
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
 from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
@@ -19,6 +20,7 @@ from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
 from expert_router.serving.parts import Parts, build_parts, fetch_model
+from expert_router.serving.repeating import Repeating
 from expert_router.weights import load_lock
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> D
     if answers is not None:
         kept = parts.settings.cache
         engine = CachingEngine(engine, answers, namespace=kept.namespace, sampled=kept.sampled)
-    return assemble(parts, build_router(parts), engine, library=build_library(parts), store=store)
+    repeating = build_repeating(parts) if cached else None
+    library = build_library(parts)
+    return assemble(parts, build_router(parts), engine, library=library, store=store, repeating=repeating)
 
 
 def assemble(
@@ -71,6 +75,7 @@ def assemble(
     library: Library | None,
     experts: Mapping[str, Expert] | None = None,
     store: DecisionStore | None = None,
+    repeating: Repeating | None = None,
 ) -> Dispatcher:
     """A dispatcher of parts that are there; ``experts`` may stand for the settings' own, as without their adapters.
 
@@ -79,7 +84,8 @@ def assemble(
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
     admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s)
-    return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
+    log = DecisionWriter(store) if store is not None else None
+    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating)
 
 
 def build_deployment(
@@ -134,6 +140,21 @@ def answer_store(settings: CacheSettings) -> AnswerStore | None:
             f"cache.store is redis, which needs redis-py ({error}): pip install 'expert-router[redis]'"
         ) from error
     return RedisStore(settings.redis_url, settings.ttl_s)
+
+
+def build_repeating(parts: Parts) -> Repeating | None:
+    """What gives answers again to questions in other words; ``None`` when that is off. Raises ``ConfigError``."""
+    cache = parts.settings.cache
+    if not cache.semantic:
+        return None
+    if cache.store == "none":
+        raise ConfigError(
+            "cache.semantic gives kept answers again, and cache.store is none: name a store, or leave it."
+        )
+    answers = SimilarAnswers(
+        parts.encoder, similarity=cache.semantic_similarity, max_answers=cache.semantic_answers, ttl_s=cache.ttl_s
+    )
+    return Repeating(answers, cache.namespace, cache.sampled)
 
 
 def build_library(parts: Parts) -> Library | None:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from expert_router.caching.similar import replayed
 from expert_router.errors import EngineError
 from expert_router.serving.abstention import answered
 from expert_router.serving.prompts import clarification, expert_messages, refusal
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from expert_router.ports import DecisionLog, Engine
     from expert_router.serving.admission import Admission
     from expert_router.serving.deployment import Deployment
+    from expert_router.serving.repeating import Repeating
     from expert_router.types import AnsweredPart, CacheResult, ChatRequest, Event, Expert, FinishReason
 
 logger = logging.getLogger(__name__)
@@ -52,28 +54,38 @@ class _Progress:
     completion_tokens: int = 0
     finish_reason: FinishReason = "stop"
     cache: dict[str, CacheResult] = field(default_factory=dict)
+    similar_to: dict[str, str] = field(default_factory=dict)
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
 
     def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
         timings = Timings(self.route_s, self.first_token_s, self.elapsed_s())
-        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts, self.cache)
+        usage = Usage(self.prompt_tokens, self.completion_tokens)
+        return Done(self.finish_reason, usage, timings, parts, self.cache, self.similar_to)
 
 
 class Dispatcher:
     """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
-    ``admission`` bounds what runs at once; with a ``log`` the decision on each request is kept.
+    ``admission`` bounds what runs at once; with a ``log`` the decision on each request is kept; with ``repeating`` an
+    answer may be one to the same question in other words.
     """
 
     def __init__(
-        self, deployed: Deployment, engine: Engine, admission: Admission, *, log: DecisionLog | None = None
+        self,
+        deployed: Deployment,
+        engine: Engine,
+        admission: Admission,
+        *,
+        log: DecisionLog | None = None,
+        repeating: Repeating | None = None,
     ) -> None:
         self.deployed = deployed
         self.engine = engine
         self.admission = admission
         self.log = log
+        self.repeating = repeating
 
     @property
     def experts(self) -> Mapping[str, Expert]:
@@ -136,6 +148,7 @@ class Dispatcher:
             routed.served,
             event.parts,
             event.cache,
+            event.similar_to,
         )
 
     async def close(self) -> None:
@@ -161,12 +174,22 @@ class Dispatcher:
         others = [
             deployed.experts[other.expert] for other in parts if other is not part and other.question == part.question
         ]
-        found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
+        repeating = self.repeating
+        scope = repeating.scope(self.engine, deployed, expert, request, others) if repeating else None
+        kept = await repeating.find(scope, part.question, request) if repeating else None
+        if kept is not None:
+            found, stream = kept.found, replayed(kept)
+            progress.similar_to[expert.name] = kept.question
+        else:
+            found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
+            conversation = [*request.messages[:-1], Message("user", part.question)]
+            messages = expert_messages(expert, conversation, others, found)
+            stream = answered(self.engine, expert, messages, request.params, found)
+            if repeating is not None:
+                stream = repeating.kept(scope, part.question, found, stream)
         if found:
             yield Sources(expert.name, found)
-        conversation = [*request.messages[:-1], Message("user", part.question)]
-        messages = expert_messages(expert, conversation, others, found)
-        async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
+        async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if chunk.text:
                     yield Text(chunk.text)
