@@ -133,6 +133,13 @@ class CacheSettings(Section):
     """Systems with different ones share no answer."""
     per_client: bool = False
     """Clients share no answer either: for each only its own is given again."""
+    semantic: bool = False
+    """Give the answer to an earlier question again where this one asks the same in other words; the person who asks is
+    shown that question."""
+    semantic_similarity: float = Field(default=0.8, ge=0, le=1)
+    """The least cosine of two questions that are compared word by word."""
+    semantic_answers: int = Field(default=1000, ge=1)
+    """Of so many questions, in this process; the least recently used go."""
 
 
 class DecisionLogSettings(Section):

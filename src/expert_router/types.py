@@ -27,8 +27,9 @@ Quantization = Literal["q8_0", "q4_0"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 CacheUse = Literal["use", "renew", "bypass"]
 """What a request wants of kept answers: one of them if it is there; a new one, to be kept; neither."""
-CacheResult = Literal["hit", "miss", "shared", "off"]
-"""Where an answer came from: kept; new and looked for in vain; another's run that was going on; not looked for."""
+CacheResult = Literal["hit", "miss", "shared", "off", "similar"]
+"""Where an answer came from: kept; new and looked for in vain; another's run that was going on; not looked for;
+kept for a question in other words."""
 DEFAULT_QUANTIZATION: Final = "q8_0"
 
 
@@ -439,13 +440,17 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Last event of a whole answer. ``cache`` is where each expert's came from, where answers are kept."""
+    """Last event of a whole answer. ``cache`` is where each expert's came from, where answers are kept.
+
+    ``similar_to`` is the earlier question of each answer that was made for other words.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     parts: tuple[AnsweredPart, ...] = ()
     cache: Mapping[str, CacheResult] = field(default_factory=dict)
+    similar_to: Mapping[str, str] = field(default_factory=dict)
     text: ClassVar[str] = ""
 
 
@@ -485,3 +490,4 @@ class Answer:
     served: Mapping[str, Served] = field(default_factory=dict)
     parts: tuple[AnsweredPart, ...] = ()
     cache: Mapping[str, CacheResult] = field(default_factory=dict)
+    similar_to: Mapping[str, str] = field(default_factory=dict)

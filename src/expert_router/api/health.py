@@ -33,6 +33,7 @@ async def ready(system: SystemDep) -> JSONResponse:
         "refused": refused,
         "router": {"name": deployed.router.name, "experts": list(deployed.router.experts)},
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
+        "similar_answers": None if dispatcher.repeating is None else dispatcher.repeating.answers.status(),
         "decision_log": None if dispatcher.log is None else dispatcher.log.status(),
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
     }

@@ -21,6 +21,7 @@ from expert_router.api.server_timing import server_timing
 from expert_router.errors import ExpertRouterError, UnknownModelError
 from expert_router.serving.objects import (
     all_source_objects,
+    cache_object,
     decision_object,
     part_objects,
     served_object,
@@ -173,7 +174,7 @@ def _chunks(event: Event, body: ChatCompletionRequest) -> list[dict[str, Any]]:
             about = {
                 "parts": part_objects(event.parts),
                 "timings": timings_object(event.timings),
-                "cache": dict(event.cache),
+                **cache_object(event),
             }
             end = {**_delta({}, event.finish_reason), "expert_router": about}
             asked = body.stream_options is not None and body.stream_options.include_usage
@@ -193,7 +194,7 @@ def _completion(answer: Answer, model_name: str, dispatcher: Dispatcher) -> dict
             **about,
             "sources": all_source_objects(answer),
             "timings": timings_object(answer.timings),
-            "cache": dict(answer.cache),
+            **cache_object(answer),
         },
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
 from expert_router.caching.memory import MemoryStore
+from expert_router.caching.similar import SimilarAnswers
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
 from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
@@ -21,6 +22,7 @@ from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
 from expert_router.serving.parts import Parts, build_parts, fetch_model
+from expert_router.serving.repeating import Repeating
 from expert_router.weights import load_lock
 
 if TYPE_CHECKING:
@@ -58,8 +60,9 @@ def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> D
     """``build_dispatcher`` of parts that are there."""
     store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
     answers = answer_store(parts.settings.cache) if cached else None
-    engine, router = build_engine(parts), build_router(parts)
-    return assemble(parts, router, engine, library=build_library(parts), store=store, answers=answers)
+    repeating = build_repeating(parts) if cached else None
+    engine, router, library = build_engine(parts), build_router(parts), build_library(parts)
+    return assemble(parts, router, engine, library=library, store=store, answers=answers, repeating=repeating)
 
 
 def assemble(
@@ -71,6 +74,7 @@ def assemble(
     experts: Mapping[str, Expert] | None = None,
     store: DecisionStore | None = None,
     answers: AnswerStore | None = None,
+    repeating: Repeating | None = None,
 ) -> Dispatcher:
     """A dispatcher of parts that are there; ``experts`` may stand for the settings' own, as without their adapters.
 
@@ -87,7 +91,8 @@ def assemble(
         engine = CachingEngine(
             engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
         )
-    return Dispatcher(deployed, engine, admission, log=DecisionWriter(store) if store is not None else None)
+    log = DecisionWriter(store) if store is not None else None
+    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating)
 
 
 def build_deployment(
@@ -142,6 +147,21 @@ def answer_store(settings: CacheSettings) -> AnswerStore | None:
             f"cache.store is redis, which needs redis-py ({error}): pip install 'expert-router[redis]'"
         ) from error
     return RedisStore(settings.redis_url, settings.ttl_s)
+
+
+def build_repeating(parts: Parts) -> Repeating | None:
+    """What gives answers again to questions in other words; ``None`` when that is off. Raises ``ConfigError``."""
+    cache = parts.settings.cache
+    if not cache.semantic:
+        return None
+    if cache.store == "none":
+        raise ConfigError(
+            "cache.semantic gives kept answers again, and cache.store is none: name a store, or leave it."
+        )
+    answers = SimilarAnswers(
+        parts.encoder, similarity=cache.semantic_similarity, max_answers=cache.semantic_answers, ttl_s=cache.ttl_s
+    )
+    return Repeating(answers, cache.namespace, cache.sampled, cache.per_client)
 
 
 def build_library(parts: Parts) -> Library | None:

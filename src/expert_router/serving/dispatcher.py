@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from expert_router.caching.similar import replayed
 from expert_router.errors import EngineError
 from expert_router.serving.abstention import answered
 from expert_router.serving.prompts import clarification, expert_messages, refusal
@@ -36,7 +37,18 @@ if TYPE_CHECKING:
     from expert_router.ports import DecisionLog, Engine
     from expert_router.serving.admission import Admission
     from expert_router.serving.deployment import Deployment
-    from expert_router.types import AnsweredPart, CacheResult, ChatRequest, Event, Expert, FinishReason, Ticket
+    from expert_router.serving.repeating import Repeating
+    from expert_router.types import (
+        AnsweredPart,
+        CacheResult,
+        ChatRequest,
+        Chunk,
+        Event,
+        Expert,
+        FinishReason,
+        Found,
+        Ticket,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +66,7 @@ class _Progress:
     completion_tokens: int = 0
     finish_reason: FinishReason = "stop"
     cache: dict[str, CacheResult] = field(default_factory=dict)
+    similar_to: dict[str, str] = field(default_factory=dict)
 
     @property
     def queue_s(self) -> float | None:
@@ -64,22 +77,31 @@ class _Progress:
 
     def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
         timings = Timings(self.route_s, self.queue_s, self.retrieve_s, self.first_token_s, self.elapsed_s())
-        return Done(self.finish_reason, Usage(self.prompt_tokens, self.completion_tokens), timings, parts, self.cache)
+        usage = Usage(self.prompt_tokens, self.completion_tokens)
+        return Done(self.finish_reason, usage, timings, parts, self.cache, self.similar_to)
 
 
 class Dispatcher:
     """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
-    ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept.
+    ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept;
+    with ``repeating`` an answer may be one to the same question in other words.
     """
 
     def __init__(
-        self, deployed: Deployment, engine: Engine, admission: Admission, *, log: DecisionLog | None = None
+        self,
+        deployed: Deployment,
+        engine: Engine,
+        admission: Admission,
+        *,
+        log: DecisionLog | None = None,
+        repeating: Repeating | None = None,
     ) -> None:
         self.deployed = deployed
         self.engine = engine
         self.admission = admission
         self.log = log
+        self.repeating = repeating
 
     @property
     def experts(self) -> Mapping[str, Expert]:
@@ -144,6 +166,7 @@ class Dispatcher:
             routed.served,
             event.parts,
             event.cache,
+            event.similar_to,
         )
 
     async def close(self) -> None:
@@ -166,19 +189,11 @@ class Dispatcher:
         self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
     ) -> AsyncGenerator[Event]:
         expert = deployed.experts[part.expert]
-        others = [
-            deployed.experts[other.expert] for other in parts if other is not part and other.question == part.question
-        ]
-        asked_s = progress.elapsed_s()
-        found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
+        found, stream = await self._begin(deployed, request, part, parts, progress)
         if found:
-            retrieve_s = progress.elapsed_s() - asked_s
-            progress.retrieve_s = max(progress.retrieve_s or 0.0, retrieve_s)
-            yield Sources(expert.name, found, retrieve_s)
-        conversation = [*request.messages[:-1], Message("user", part.question)]
-        messages = expert_messages(expert, conversation, others, found)
+            yield Sources(expert.name, found, progress.retrieve_s or 0.0)
         accepted = False
-        async with aclosing(answered(self.engine, expert, messages, request.params, found)) as chunks:
+        async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if not accepted:
                     accepted = True
@@ -192,3 +207,25 @@ class Dispatcher:
                     progress.finish_reason = "length"
                 if chunk.cache is not None:
                     progress.cache[expert.name] = chunk.cache
+
+    async def _begin(
+        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
+    ) -> tuple[tuple[Found, ...], AsyncGenerator[Chunk]]:
+        """What the expert reads, and its answer: a new one, or one that was given to the same in other words."""
+        expert, repeating = deployed.experts[part.expert], self.repeating
+        others = [
+            deployed.experts[other.expert] for other in parts if other is not part and other.question == part.question
+        ]
+        scope = repeating.scope(self.engine, deployed, expert, request, others) if repeating else None
+        kept = await repeating.find(scope, part.question, request) if repeating else None
+        if kept is not None:
+            progress.similar_to[expert.name] = kept.question
+            return kept.found, replayed(kept)
+        asked_s = progress.elapsed_s()
+        found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
+        if found:
+            progress.retrieve_s = max(progress.retrieve_s or 0.0, progress.elapsed_s() - asked_s)
+        conversation = [*request.messages[:-1], Message("user", part.question)]
+        messages = expert_messages(expert, conversation, others, found)
+        stream = answered(self.engine, expert, messages, request.params, found)
+        return found, repeating.kept(scope, part.question, found, stream) if repeating else stream

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from expert_router.types import Answer, AnsweredPart, Decision, Explanation, Part, Served, Sources, Timings, Usage
+    from expert_router.types import (
+        Answer,
+        AnsweredPart,
+        Decision,
+        Done,
+        Explanation,
+        Part,
+        Served,
+        Sources,
+        Timings,
+        Usage,
+    )
 
 
 def decision_object(decision: Decision) -> dict[str, Any]:
@@ -89,6 +100,12 @@ def all_source_objects(answer: Answer) -> list[dict[str, Any]]:
     return [source for each in answer.sources for source in source_objects(each)]
 
 
+def cache_object(answer: Answer | Done) -> dict[str, Any]:
+    """Where each expert's answer came from; ``similar_to`` is there when one was made for a question in other words."""
+    similar_to = {"similar_to": dict(answer.similar_to)} if answer.similar_to else {}
+    return {"cache": dict(answer.cache), **similar_to}
+
+
 def answer_object(answer: Answer) -> dict[str, Any]:
     """``experts`` is who answered: experts, ``general``, or nobody when a question was asked back."""
     return {
@@ -101,5 +118,5 @@ def answer_object(answer: Answer) -> dict[str, Any]:
         "sources": all_source_objects(answer),
         "usage": usage_object(answer.usage),
         "timings": timings_object(answer.timings),
-        "cache": dict(answer.cache),
+        **cache_object(answer),
     }

@@ -19,6 +19,7 @@ from expert_router.commands.bench import (
     load,
     parts,
     routers,
+    same_answer,
     stability,
 )
 
@@ -36,6 +37,7 @@ MEASUREMENTS = {
     "load": load,
     "leaving": leaving,
     "cache": cache,
+    "same-answer": same_answer,
     "gateway": gateway,
     "baseline": baseline,
 }
