@@ -29,19 +29,23 @@ HAPPY_EYEBALLS_S = 0.25
 """RFC 8305: so long the first address of a name is tried alone; uvloop tries one after the other."""
 
 
-class ConnectTimeoutError(Exception):
+class HTTPClientError(Exception):
+    """No answer, for one of the reasons below."""
+
+
+class ConnectTimeoutError(HTTPClientError):
     """No connection in time."""
 
 
-class ConnectError(Exception):
+class ConnectError(HTTPClientError):
     """No connection."""
 
 
-class SilenceError(Exception):
+class SilenceError(HTTPClientError):
     """The server said nothing for too long."""
 
 
-class BrokenAnswerError(Exception):
+class BrokenAnswerError(HTTPClientError):
     """What came is no answer, or not a whole one."""
 
 
@@ -61,7 +65,7 @@ class Response:
 
     async def finish(self, timeout_s: float) -> None:
         """Take what is left, so that the connection can be used again, unless it takes too long."""
-        with suppress(TimeoutError, SilenceError, BrokenAnswerError):
+        with suppress(TimeoutError, HTTPClientError):
             async with asyncio.timeout(timeout_s):
                 while await self._connection.read():
                     pass
@@ -94,7 +98,7 @@ class HTTPClient:
         """Send it and read the answer's head.
 
         What is not read to its end by then costs the connection, which tells the server that nobody listens any more.
-        Raises ``ConnectTimeoutError``, ``ConnectError``, ``SilenceError`` or ``BrokenAnswerError``.
+        Raises ``HTTPClientError``.
         """
         head = f"{method} {self._base}/{path} HTTP/1.1\r\n{self._headers}"
         if json is not None:

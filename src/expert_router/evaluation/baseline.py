@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,25 +22,24 @@ from typing import TYPE_CHECKING, Any, Literal
 from expert_router.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Iterator, Mapping
 
-LOAD_WITHIN_S = 600.0
-ANSWER_WITHIN_S = 600.0
-END_WITHIN_S = 10.0
+    from expert_router.types import Expert
+
+WITHIN_S = 600.0
+"""To load, and to give one answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalSetup:
-    """``adapters`` are PEFT's folders by expert, ``None`` where the base itself answers; ``titles`` the topics.
+    """``base`` is the file of the model ``base_name``; ``tokens`` an answer's length.
 
     ``bart`` overrides the router's shape, for small tests.
     """
 
     base: Path
-    adapters: Mapping[str, Path | None]
-    titles: Mapping[str, str]
-    instructions: Mapping[str, str]
+    base_name: str
+    experts: tuple[Expert, ...]
     tokens: int
     threads: int
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -48,42 +48,35 @@ class OriginalSetup:
 
 @dataclass(frozen=True, slots=True)
 class OriginalAnswer:
+    """``peak_bytes`` are its process's, so far."""
+
     expert: str
     tokens: int
     seconds: float
     route_s: float
     peak_bytes: int
-    """Of its process, so far."""
-
-
-class OriginalProcess:
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-
-    def ask(self, question: str) -> OriginalAnswer:
-        """Raises ``EngineError`` when it fails or takes too long."""
-        self._pipe.send(question)
-        answer = _received(self._pipe, ANSWER_WITHIN_S)
-        assert isinstance(answer, OriginalAnswer)
-        return answer
 
 
 @contextmanager
-def original(setup: OriginalSetup) -> Iterator[OriginalProcess]:
-    """Loaded and ready. Raises ``ConfigError`` where the extras are missing, and ``EngineError``."""
-    context = multiprocessing.get_context("spawn")
-    ours, its = context.Pipe()
-    process = context.Process(target=_serve, args=(its, setup), daemon=True)
-    process.start()
-    its.close()  # here: so that its end is seen
+def original(setup: OriginalSetup) -> Iterator[Callable[[str], OriginalAnswer]]:
+    """What answers a question, loaded. Raises ``ConfigError`` where the extras are missing, and ``EngineError``."""
+    worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def done(work: Callable[[Any], Any], given: object) -> Any:
+        try:
+            return worker.submit(work, given).result(WITHIN_S)
+        except ImportError as error:
+            raise ConfigError(
+                f"The original's design needs more packages ({error}): pip install 'expert-router[train,zero-shot]'"
+            ) from error
+        except (BrokenProcessPool, TimeoutError) as error:
+            raise EngineError(f"The original's design died or took over {WITHIN_S:g} s: is there memory?") from error
+
     try:
-        _received(ours, LOAD_WITHIN_S)
-        yield OriginalProcess(ours)
+        done(_load, setup)
+        yield lambda question: done(_answer, question)
     finally:
-        ours.close()  # which ends it, unless it is in the middle of an answer
-        process.join(END_WITHIN_S)
-        process.kill()
-        process.join()
+        worker.shutdown(wait=False, cancel_futures=True)
 
 
 def peak_memory_bytes() -> int:
@@ -92,79 +85,54 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux
 
 
-def _received(pipe: Connection, within_s: float) -> Any:
-    try:
-        if not pipe.poll(within_s):
-            raise EngineError(f"The original's design was silent for {within_s:g} s.")
-        said = pipe.recv()
-    except (EOFError, OSError) as error:
-        raise EngineError("The original's design ended without a word: was there memory enough?") from error
-    if isinstance(said, Exception):
-        raise said
-    return said
+_loaded: list[_Original] = []
+"""In the worker: one."""
 
 
-def _serve(pipe: Connection, setup: OriginalSetup) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asks ends it
-    try:
-        system = _Original(setup)
-        pipe.send("ready")
-        while True:
-            pipe.send(system.answer(pipe.recv()))
-    except EOFError:  # nobody asks any more
-        return
-    except ImportError as error:
-        pipe.send(ConfigError(f"The original's design needs more packages ({error}): expert-router[train,zero-shot]"))
-    except Exception as error:  # noqa: BLE001 - said where it was asked for
-        pipe.send(EngineError(f"The original's design failed: {error!r}"))
+def _load(setup: OriginalSetup) -> None:
+    _loaded.append(_Original(setup))
+
+
+def _answer(question: str) -> OriginalAnswer:
+    return _loaded[0].answer(question)
 
 
 class _Original:
     def __init__(self, setup: OriginalSetup) -> None:
         import torch
+        from peft import PeftModel
 
         from expert_router.evaluation.zero_shot_shape import save_random_bart_mnli
         from expert_router.routing.zero_shot import ZeroShotRouter
         from expert_router.training.base import load_base
 
-        self._setup = setup
+        self._tokens = setup.tokens
         with tempfile.TemporaryDirectory() as folder:
             save_random_bart_mnli(Path(folder), **(setup.bart or {}))
-            topics = {name: title.lower() for name, title in setup.titles.items()}
+            topics = {expert.name: expert.title.lower() for expert in setup.experts}
             self._router = ZeroShotRouter(topics, folder, None, setup.threads)
-        self._experts = {}
-        for name, adapter in setup.adapters.items():
+        self._models: dict[str, tuple[Expert, Any, Any]] = {}
+        for expert in setup.experts:
             base = load_base(setup.base)
-            model = base.model.to(getattr(torch, setup.dtype))
-            self._experts[name] = (_merged(model, adapter).eval(), base.tokenizer)
+            model: Any = base.model.to(getattr(torch, setup.dtype))
+            if (adapter := expert.adapter_for(setup.base_name)) is not None:
+                model = PeftModel.from_pretrained(model, str(adapter.path)).merge_and_unload()
+            self._models[expert.name] = expert, model.eval(), base.tokenizer
 
     def answer(self, question: str) -> OriginalAnswer:
-        """Greedily, exactly so many tokens: an end of the text does not end it."""
+        """Greedily, and of exactly so many tokens: an end of the text does not end it."""
         import torch
 
         from expert_router.training.base import template_ids
 
         started = time.perf_counter()
-        expert = self._router.score(question).ranked()[0][0]
+        expert, model, tokenizer = self._models[self._router.score(question).ranked()[0][0]]
         route_s = time.perf_counter() - started
-        model, tokenizer = self._experts[expert]
-        turns = [
-            {"role": "system", "content": self._setup.instructions[expert]},
-            {"role": "user", "content": question},
-        ]
+        turns = [{"role": "system", "content": expert.instructions}, {"role": "user", "content": question}]
         ids = torch.tensor([template_ids(tokenizer, turns, to_answer=True)])
-        exactly = {"min_new_tokens": self._setup.tokens, "max_new_tokens": self._setup.tokens}
+        exactly = {"min_new_tokens": self._tokens, "max_new_tokens": self._tokens}
         with torch.inference_mode():
             whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
         made = whole[0, ids.shape[1] :]
         tokenizer.decode(made, skip_special_tokens=True)
-        seconds = time.perf_counter() - started
-        return OriginalAnswer(expert, len(made), seconds, route_s, peak_memory_bytes())
-
-
-def _merged(model: Any, adapter: Path | None) -> Any:
-    if adapter is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        return OriginalAnswer(expert.name, len(made), time.perf_counter() - started, route_s, peak_memory_bytes())

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 END_WITHIN_S = 10.0
 BACKLOG = 2048
-LOG_TAIL = 2000
 LITELLM_MODEL = "fixed"
 HOW_TO_INSTALL = "python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'"
 
@@ -33,16 +33,13 @@ installed, waiting = set(), [Requirement(sys.argv[1])]
 while waiting:
     wanted = waiting.pop()
     known = (wanted.name.lower().replace("_", "-"), *sorted(wanted.extras))
-    if known in installed:
-        continue
     try:
-        needed = [Requirement(line) for line in requires(wanted.name) or ()]
+        needed = map(Requirement, () if known in installed else requires(wanted.name) or ())
     except PackageNotFoundError:
         continue
     installed.add(known)
-    for each in needed:
-        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
-            waiting.append(each)
+    extras = [{"extra": extra} for extra in ("", *wanted.extras)]
+    waiting += [each for each in needed if not each.marker or any(map(each.marker.evaluate, extras))]
 print(len({name for name, *_ in installed}))
 """
 
@@ -54,9 +51,8 @@ def upstream() -> Iterator[tuple[int, Callable[[], bool]]]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(BACKLOG)  # here: who comes before the process is ready waits a moment
-        process = multiprocessing.get_context("spawn").Process(
-            target=fake_upstream.serve, args=(listener,), daemon=True
-        )
+        spawned = multiprocessing.get_context("spawn")
+        process = spawned.Process(target=fake_upstream.serve, args=(listener,), daemon=True)
         process.start()
         try:
             yield listener.getsockname()[1], process.is_alive
@@ -66,53 +62,43 @@ def upstream() -> Iterator[tuple[int, Callable[[], bool]]]:
             process.kill()
 
 
+@dataclass(frozen=True, slots=True)
 class Gateway:
-    """A running gateway and what it holds."""
+    """A gateway's process, which leads a session of its own."""
 
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.name = name
-        self.port = port
-        self._process = process
-        self._log = log
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
 
     def running(self) -> bool:
-        return self._process.poll() is None
-
-    def last_words(self) -> str:
-        return self._log.read_text(errors="replace")[-LOG_TAIL:].strip()
+        return self.process.poll() is None
 
     def memory_bytes(self) -> int | None:
         """Resident, of all its processes; ``None`` where there is no /proc."""
-        if not Path("/proc/self/stat").exists():
-            return None
         pages = 0
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(stat[3]) == self._process.pid:  # the session that it leads
-                    pages += int((folder / "statm").read_text().split()[1])
-            except OSError:  # one that ended meanwhile
-                continue
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # one that ended meanwhile
+                if int(stat.read_text().rpartition(")")[2].split()[3]) == self.process.pid:  # its session's leader
+                    pages += int(stat.with_name("statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") or None
 
     def end(self) -> None:
         """Ask it to, then end it and all that it started."""
-        self._process.terminate()
+        self.process.terminate()
         try:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_WITHIN_S)
+                self.process.wait(END_WITHIN_S)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 @contextmanager
 def ours(upstream_port: int, config: str | None, folder: Path) -> Iterator[Gateway]:
     """``expert-router serve`` as it ships, without the page; nothing is read or kept, so that all go upstream."""
-    port = _free_port()
     program = [sys.executable, "-c", "from expert_router.commands import main; main()"]
-    command = [*program, *(["--config", config] if config else []), "serve", "--no-page", "--lazy", "--port", str(port)]
+    command = [*program, *(["--config", config] if config else []), "serve", "--no-page", "--lazy"]
     settings = {
         "ENGINE__NAME": "openai_http",
         "ENGINE__BASE_URL": f"http://127.0.0.1:{upstream_port}/v1",
@@ -121,16 +107,13 @@ def ours(upstream_port: int, config: str | None, folder: Path) -> Iterator[Gatew
         "ROUTER__ON_AMBIGUOUS": "best",
     }
     environment = {f"EXPERT_ROUTER_{name}": value for name, value in settings.items()}
-    with _started("ours", port, command, environment, folder / "ours.log") as gateway:
+    with _started("ours", command, environment, folder) as gateway:
         yield gateway
 
 
 @contextmanager
 def litellm(upstream_port: int, python: Path, folder: Path) -> Iterator[Gateway]:
-    """LiteLLM's proxy: one worker, no keys to check, its log as quiet as its documentation has it for production.
-
-    Raises ``ConfigError`` when it is not installed for ``python``.
-    """
+    """LiteLLM's proxy: one worker, no keys to check, its log as quiet as its documentation has it for production."""
     program = [str(python), "-c", "from litellm.proxy.proxy_cli import run_server; run_server()"]
     about = {"model": f"openai/{LITELLM_MODEL}", "api_base": f"http://127.0.0.1:{upstream_port}/v1", "api_key": "none"}
     config = folder / "litellm.yaml"
@@ -139,14 +122,35 @@ def litellm(upstream_port: int, python: Path, folder: Path) -> Iterator[Gateway]
         "LITELLM_MODE": "PRODUCTION",
         "LITELLM_LOG": "ERROR",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no keys to check, as in ours
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
-    port = _free_port()
-    options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    with _started(
-        "litellm", port, [*program, *options, "--telemetry", "False"], environment, folder / "litellm.log"
-    ) as gateway:
+    options = ["--config", str(config), "--host", "127.0.0.1", "--num_workers", "1", "--telemetry", "False"]
+    with _started("litellm", [*program, *options], environment, folder) as gateway:
         yield gateway
+
+
+@contextmanager
+def _started(name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[Gateway]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    said = folder / f"{name}.log"
+    with said.open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own command, or the python that the caller named
+            [*command, "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    gateway = Gateway(name, port, process)
+    try:
+        yield gateway
+    except EngineError as error:
+        if gateway.running():
+            raise
+        raise EngineError(f"{error.message} It said: {said.read_text(errors='replace')[-2000:].strip()}") from error
+    finally:
+        gateway.end()
 
 
 def installed_packages(python: Path | str, requirement: str) -> int:
@@ -155,34 +159,8 @@ def installed_packages(python: Path | str, requirement: str) -> int:
         done = subprocess.run(  # noqa: S603 - the python that the caller named
             [str(python), "-c", _COUNT, requirement], capture_output=True, text=True, check=True, timeout=60
         )
-    except OSError as error:
-        raise ConfigError(f"{python} cannot be started: {error.strerror}.") from error
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{python} cannot say what is installed: {error}") from error
     if not (count := int(done.stdout)):
         raise ConfigError(f"{requirement} is not installed for {python}. Make a place for it: {HOW_TO_INSTALL}")
     return count
-
-
-@contextmanager
-def _started(
-    name: str, port: int, command: Sequence[str], environment: Mapping[str, str], log: Path
-) -> Iterator[Gateway]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command, or the python that the caller named
-            command, stdout=output, stderr=output, env={**os.environ, **environment}, start_new_session=True
-        )
-    gateway = Gateway(name, port, process, log)
-    try:
-        yield gateway
-    except EngineError as error:
-        if gateway.running():
-            raise
-        raise EngineError(f"{error.message} It said: {gateway.last_words()}") from error
-    finally:
-        gateway.end()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

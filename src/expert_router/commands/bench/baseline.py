@@ -13,9 +13,9 @@ from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-    from expert_router.evaluation.baseline import OriginalProcess, OriginalSetup
+    from expert_router.evaluation.baseline import OriginalAnswer
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.serving.parts import Parts
     from expert_router.settings import Settings
@@ -47,23 +47,32 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, settings: Settings) -> int:
     from expert_router.data.labelled import read_labelled
-    from expert_router.evaluation.baseline import original, peak_memory_bytes
-    from expert_router.serving.parts import build_parts
+    from expert_router.engines.threads import inference_threads
+    from expert_router.evaluation.baseline import OriginalSetup, original, peak_memory_bytes
+    from expert_router.serving.parts import build_parts, fetch_model
 
     clients = _clients(args, settings)
     router = settings.router.model_copy(update={"on_ambiguous": "best"})  # a question back would be no answer
     parts = build_parts(settings.model_copy(update={"router": router}), progress=True)
     examples = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)
     questions = [example.query for example in examples if len(example.experts) == 1]
-    with original(_setup(args, parts)) as baseline:
-        results, original_bytes = asyncio.run(_measure(args, clients, questions, parts, baseline))
-    memory = {"original": original_bytes, "ours": peak_memory_bytes()}
+    base, threads = settings.engine.base_model, inference_threads(settings.engine.threads)
+    file = next(iter(fetch_model(settings, base, progress=True)[1].values()))
+    experts = tuple(parts.experts.values())
+    with original(OriginalSetup(file, base, experts, args.tokens, threads, args.dtype)) as ask:
+        results, peak = asyncio.run(_measure(args, clients, questions, _dispatchers(parts), ask))
+    memory = {"original": peak, "ours": peak_memory_bytes()}
     if args.json:
-        about = {"machine": machine(), "base_model": settings.engine.base_model, "dtype": args.dtype}
-        about |= {"tokens": args.tokens, "peak_memory_bytes": memory}
-        print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
-    else:
-        _show(args, results, memory, settings)
+        about = {"machine": machine(), "base_model": base, "dtype": args.dtype, "tokens": args.tokens}
+        print(json.dumps({**about, "peak_bytes": memory, "results": [asdict(each) for each in results]}, indent=2))
+        return 0
+    print(f"{base}, {args.tokens} tokens an answer, the original's weights in {args.dtype}   {machine()}")
+    print("                          clients   tokens/s   an answer   times the original's tokens/s")
+    for r in results:
+        print(
+            f"  {r.way:<24}{r.clients:>7}{r.tokens_per_s:>11.1f}{r.answer_s:>10.2f} s{r.ratio:>9.1f}   of {r.answers}"
+        )
+    print("".join(f"peak memory of {name}: {held / 1e9:.1f} GB\n" for name, held in memory.items()), end="")
     return 0
 
 
@@ -79,86 +88,50 @@ def _clients(args: Namespace, settings: Settings) -> list[int]:
     return clients
 
 
-def _setup(args: Namespace, parts: Parts) -> OriginalSetup:
-    from expert_router.engines.threads import inference_threads
-    from expert_router.evaluation.baseline import OriginalSetup
-    from expert_router.serving.parts import fetch_model
+def _dispatchers(parts: Parts) -> dict[str, Dispatcher]:
+    """With nothing read, as the original reads nothing, and as it ships. They share router and engine."""
+    from expert_router.serving.build import assemble, build_engine, build_library, build_router
 
-    name = parts.settings.engine.base_model
-    _, files = fetch_model(parts.settings, name, progress=True)
-    adapters = {expert: known.adapter_for(name) for expert, known in parts.experts.items()}
-    return OriginalSetup(
-        next(iter(files.values())),
-        {expert: None if adapter is None else adapter.path for expert, adapter in adapters.items()},
-        {expert: known.title for expert, known in parts.experts.items()},
-        {expert: known.instructions for expert, known in parts.experts.items()},
-        args.tokens,
-        inference_threads(parts.settings.engine.threads),
-        args.dtype,
-    )
+    router, engine, library = build_router(parts), build_engine(parts), build_library(parts)
+    ways = {"ours, nothing read": None} | ({f"ours, {library.passages} passages": library} if library else {})
+    return {way: assemble(parts, router, engine, library=read) for way, read in ways.items()}
 
 
 async def _measure(
-    args: Namespace, clients: list[int], questions: list[str], parts: Parts, baseline: OriginalProcess
+    args: Namespace,
+    clients: list[int],
+    questions: list[str],
+    ways: dict[str, Dispatcher],
+    ask: Callable[[str], OriginalAnswer],
 ) -> tuple[list[BaselineResult], int]:
-    """Both by turns; the original's peak memory beside the results."""
+    """Both by turns; beside the results the original's peak memory."""
     from expert_router.evaluation.load import measure_load
     from expert_router.types import GenerationParams
 
     params = GenerationParams(max_tokens=args.tokens, ignore_eos=True)
-    ways = _dispatchers(parts)
-    peak = baseline.ask(questions[0]).peak_bytes
     rounds: dict[tuple[str, int], list[tuple[int, float, float, float]]] = {}
     try:
+        peak = ask(questions[0]).peak_bytes
         for dispatcher in ways.values():  # loads the models
             await measure_load(dispatcher, questions, clients=1, requests=4, model="auto", params=params)
         for turn in range(args.rounds):
             asked = questions[turn * args.answers :][: args.answers]
-            answers = [baseline.ask(question) for question in asked]
+            answers = [ask(question) for question in asked]
+            peak = answers[-1].peak_bytes
             base = sum(answer.tokens for answer in answers) / sum(answer.seconds for answer in answers)
-            seconds = median(answer.seconds for answer in answers)
-            rounds.setdefault(("original", 1), []).append((len(answers), base, seconds, 1.0))
-            peak = max(peak, *(answer.peak_bytes for answer in answers))
-            for way, dispatcher in ways.items():
-                for count in clients:
-                    r = await measure_load(
-                        dispatcher,
-                        asked if count == 1 else questions,
-                        clients=count,
-                        requests=max(args.answers, 2 * count),
-                        model="auto",
-                        params=params,
-                    )
-                    rounds.setdefault((way, count), []).append(
-                        (r.requests, r.tokens_per_s, r.answer_s[0], r.tokens_per_s / base)
-                    )
+            of_one = len(answers), base, median(answer.seconds for answer in answers), 1.0
+            rounds.setdefault(("original", 1), []).append(of_one)
+            for (way, dispatcher), count in ((each, count) for each in ways.items() for count in clients):
+                of_these, requests = asked if count == 1 else questions, max(args.answers, 2 * count)
+                r = await measure_load(
+                    dispatcher, of_these, clients=count, requests=requests, model="auto", params=params
+                )
+                of_many = r.requests, r.tokens_per_s, r.answer_s[0], r.tokens_per_s / base
+                rounds.setdefault((way, count), []).append(of_many)
     finally:
-        await next(iter(ways.values())).close()  # they share the engine and the router
+        await next(iter(ways.values())).close()
     results = []
     for (way, count), taken in rounds.items():
         numbers, *measured = zip(*taken, strict=True)
         results.append(BaselineResult(way, count, sum(numbers), *(median(each) for each in measured)))
     return results, peak
-
-
-def _dispatchers(parts: Parts) -> Mapping[str, Dispatcher]:
-    """As it ships, and with nothing read, as the original reads nothing."""
-    from expert_router.serving.build import assemble, build_engine, build_library, build_router
-
-    router, engine = build_router(parts), build_engine(parts)
-    library = build_library(parts)
-    ways = {"ours, nothing read": assemble(parts, router, engine, library=None)}
-    if library is not None:
-        ways[f"ours, {library.passages} passages read"] = assemble(parts, router, engine, library=library)
-    return ways
-
-
-def _show(args: Namespace, results: list[BaselineResult], memory: Mapping[str, int], settings: Settings) -> None:
-    print(f"{settings.engine.base_model}, {args.tokens} tokens an answer, original in {args.dtype}   {machine()}")
-    print("                          clients   tokens/s   an answer   times the original's tokens/s")
-    for r in results:
-        print(
-            f"  {r.way:<24}{r.clients:>7}{r.tokens_per_s:>11.1f}{r.answer_s:>10.2f} s{r.ratio:>9.1f}   of {r.answers}"
-        )
-    for name, peak in memory.items():
-        print(f"peak memory of {name}: {peak / 1e9:.1f} GB")

@@ -17,15 +17,15 @@ from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from expert_router.evaluation.gateway import GatewayResult, Way
     from expert_router.settings import Settings
 
 HELP = "what the gateway adds, beside LiteLLM's proxy"
 START_WITHIN_S = 180.0
-WARM_UP_CLIENTS = 8
-WARM_UP_S = 2.0
+WARM_UP = {"clients": 8, "rounds": 1, "seconds": 2.0}
+LONGEST_S = 600
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -71,8 +71,8 @@ def _clients(args: Namespace) -> list[int]:
         clients = [int(count) for count in args.clients.split(",")]
     except ValueError:
         raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
-    if min(clients) < 1 or args.rounds < 1 or not 0 < args.seconds <= 600:  # noqa: PLR2004 - ten minutes a round
-        raise ConfigError("bench gateway takes clients and rounds from 1 on, and rounds of at most 600 s.")
+    if min(*clients, args.rounds) < 1 or not 0 < args.seconds <= LONGEST_S:
+        raise ConfigError(f"bench gateway takes clients and rounds from 1 on, and rounds of at most {LONGEST_S} s.")
     return clients
 
 
@@ -84,61 +84,48 @@ def _measure(
 
     folder = Path(servers.enter_context(tempfile.TemporaryDirectory()))
     upstream, is_alive = servers.enter_context(processes.upstream())
-    gateways = [servers.enter_context(processes.ours(upstream, args.config, folder))]
+    ours = servers.enter_context(processes.ours(upstream, args.config, folder))
+    gateways = [ours]
+    ways = [Way("direct", upstream, "fixed", is_alive)]
+    ways += [Way(way, ours.port, model, ours.running) for way, model in (("named", expert), ("auto", "auto"))]
     if args.litellm is not None:
-        gateways.append(servers.enter_context(processes.litellm(upstream, args.litellm, folder)))
-    ports = {gateway.name: gateway.port for gateway in gateways}
-    running = {upstream: is_alive, **{gateway.port: gateway.running for gateway in gateways}}
-    ways = [
-        Way("direct", upstream, "fixed"),
-        Way("named", ports["ours"], expert),
-        Way("auto", ports["ours"], "auto"),
-    ]
-    if args.litellm is not None:
-        ways.append(Way("litellm", ports["litellm"], processes.LITELLM_MODEL))
-    results = asyncio.run(_ask_all(args, clients, questions, ways, running))
+        other = servers.enter_context(processes.litellm(upstream, args.litellm, folder))
+        gateways.append(other)
+        ways.append(Way("litellm", other.port, processes.LITELLM_MODEL, other.running))
+    results = asyncio.run(_ask_all(args, clients, questions, ways))
     return results, {gateway.name: gateway.memory_bytes() for gateway in gateways}
 
 
 async def _ask_all(
-    args: Namespace,
-    clients: list[int],
-    questions: list[str],
-    ways: Sequence[Way],
-    running: Mapping[int, Callable[[], bool]],
+    args: Namespace, clients: list[int], questions: list[str], ways: Sequence[Way]
 ) -> list[GatewayResult]:
     from expert_router.evaluation.gateway import measure_gateways, wait_until_it_answers
 
     for way in ways:
-        await wait_until_it_answers(way, questions[0], START_WITHIN_S, running[way.port])
+        await wait_until_it_answers(way, questions[0], START_WITHIN_S)
+    asked = {"rounds": args.rounds, "seconds": args.seconds}
     results = []
     for streamed in (False, True):
-        await measure_gateways(
-            ways, questions, clients=WARM_UP_CLIENTS, streamed=streamed, rounds=1, seconds=min(WARM_UP_S, args.seconds)
-        )
+        warm_up = {**WARM_UP, "seconds": min(WARM_UP["seconds"], args.seconds)}
+        await measure_gateways(ways, questions, streamed=streamed, **warm_up)
         for count in clients:
             print(f"{count} clients, {_kind(streamed)} …", file=sys.stderr, flush=True)
-            results += await measure_gateways(
-                ways, questions, clients=count, streamed=streamed, rounds=args.rounds, seconds=args.seconds
-            )
+            results += await measure_gateways(ways, questions, clients=count, streamed=streamed, **asked)
     return results
 
 
 def _show(
-    results: Sequence[GatewayResult], router: str, packages: dict[str, int], memory: dict[str, int | None]
+    results: Sequence[GatewayResult], router: str, packages: Mapping[str, int], memory: Mapping[str, int | None]
 ) -> None:
-    from expert_router.evaluation.fake_upstream import WORDS
     from expert_router.evaluation.gateway_processes import HOW_TO_INSTALL
 
-    print(f"An answer of {len(WORDS)} pieces, {router} router   {machine()}")
-    print("clients  answer    way      answers/s    p50 / p99 ms       added        first word, added   errors")
+    print(f"{router} router   {machine()}   p50 / p99 in ms")
+    print("clients  answer    way      answers/s    whole answer      added             first word, added  errors")
     for r in results:
         times = "".join(f"{low:>9.2f} / {high:<8.2f}" for low, high in (r.ms, r.added_ms, r.added_first_ms))
         print(f"{r.clients:>7}  {_kind(r.streamed):<9} {r.way:<8}{r.answers_per_s:>9.0f} {times}{r.errors:>5}")
     for name, count in packages.items():
-        resident = memory[name]
-        held = "unknown memory" if resident is None else f"{resident / 1e6:.0f} MB resident after it"
-        print(f"{name}: {count} packages, {held}")
+        print(f"{name}: {count} packages, {(memory[name] or 0) / 1e6:.0f} MB resident after it")
     if "litellm" not in packages:
         print(f"To compare with LiteLLM's proxy: {HOW_TO_INSTALL}, then --litellm litellm/bin/python")
 
