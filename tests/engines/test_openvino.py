@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import byte_tokens, prepare_llama
 
-from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions, as_tensor
+from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.serving.build import prepare_base_model
 from expert_router.serving.parts import fetch_model
@@ -147,7 +147,7 @@ async def test_greedy_answers_are_the_same_again_and_in_a_batch_of_eight(engine:
 async def test_the_streamed_pieces_are_the_whole_decoded_at_once(engine: OpenVINOEngine, model: LoadedModel) -> None:
     chunks = await ask(engine, "Say hello in Japanese.")
     ids = model.encode([{"role": "user", "content": "Say hello in Japanese."}])
-    batches = model.batcher.generate(as_tensor(ids), model.generation_config(params()))
+    batches = model.generate(ids, params())
     whole = model.decode([token async for batch in batches for token in batch.ids])
     assert text_of(chunks) == whole
     assert not whole.isascii()
