@@ -25,6 +25,7 @@ stderr and exit status 2, ``api`` into OpenAI's error object.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 
@@ -96,6 +97,10 @@ class OverloadedError(ExpertRouterError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[partial[OverloadedError], tuple[str]]:
+        """It crosses the border of a process."""
+        return partial(OverloadedError, retry_after_s=self.retry_after_s), (self.message,)
 
 
 class EngineError(ExpertRouterError):

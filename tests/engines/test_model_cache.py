@@ -22,6 +22,7 @@ class Shelf:
         self.log: list[str] = []
         self.sizes: dict[str, int] = {}
         self.failures: dict[str, list[Exception]] = {}
+        self.dead: set[str] = set()
         self.go_on = threading.Event()
         self.go_on.set()
         self.threads: set[str] = set()
@@ -46,7 +47,7 @@ class Shelf:
         self.log.append(f"unload {model.removeprefix('model ')}")
 
     def cache(self, max_bytes: int = 100) -> ModelCache[str]:
-        return ModelCache(max_bytes, self.load, self.size_of, self.unload)
+        return ModelCache(max_bytes, self.load, self.size_of, self.unload, lambda model: model not in self.dead)
 
 
 @pytest.fixture
@@ -231,3 +232,19 @@ async def test_closing_waits_for_the_load_that_runs_and_refuses_the_one_that_wai
     assert await running == "model a"
     await closing
     assert shelf.log == ["load a", "unload a"]
+
+
+async def test_a_model_that_died_is_loaded_anew_though_somebody_still_has_it(shelf: Shelf) -> None:
+    cache = shelf.cache()
+    async with cache.lease("a") as model:
+        shelf.dead.add(model)
+        assert cache.loaded() == {}
+        shelf.go_on.clear()
+        anew = [asyncio.create_task(use(cache, "a")) for _ in range(2)]
+        await until(lambda: len(shelf.log) == 2)
+        shelf.dead.clear()
+        shelf.go_on.set()
+        assert await asyncio.gather(*anew) == [model] * 2
+    assert shelf.log == ["load a"] * 2
+    assert cache.loaded() == {"a": model}
+    cache.close()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,18 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import byte_tokens, prepare_llama
 
-from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions, as_tensor
+from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.serving.build import prepare_base_model
 from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Expert, GenerationParams, Message
 from expert_router.weights import Canary
-from support import until
+from support import eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from expert_router.engines.openvino import LoadedModel
     from expert_router.engines.prepared import PreparedModel
@@ -147,7 +151,7 @@ async def test_greedy_answers_are_the_same_again_and_in_a_batch_of_eight(engine:
 async def test_the_streamed_pieces_are_the_whole_decoded_at_once(engine: OpenVINOEngine, model: LoadedModel) -> None:
     chunks = await ask(engine, "Say hello in Japanese.")
     ids = model.encode([{"role": "user", "content": "Say hello in Japanese."}])
-    batches = model.batcher.generate(as_tensor(ids), model.generation_config(params()))
+    batches = model.generate(ids, params())
     whole = model.decode([token async for batch in batches for token in batch.ids])
     assert text_of(chunks) == whole
     assert not whole.isascii()
@@ -503,6 +507,110 @@ async def test_models_beyond_the_bound_are_unloaded_least_recently_used_first(ra
     assert list(engine.status()["models"]) == ["random"]  # type: ignore[call-overload]
     assert random_models.prepared == ["random", "second", "random"]
     await engine.close()
+
+
+# The process that a model runs in
+
+
+def children_of(pid: int) -> set[int]:
+    """Those that still run."""
+    pids = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                pids.add(int(entry.parent.name))
+    return pids
+
+
+@pytest.fixture
+async def others(random_models: RandomModels) -> set[int]:  # noqa: ARG001 - made before the engine is
+    return children_of(os.getpid())
+
+
+async def only_child(others: set[int]) -> int:
+    await until(lambda: len(children_of(os.getpid()) - others) == 1)
+    (pid,) = children_of(os.getpid()) - others
+    return pid
+
+
+async def test_the_event_loop_goes_on_while_the_model_computes(engine: OpenVINOEngine) -> None:
+    """In one process with the model it gets a turn or two a step."""
+    prompt_tokens, slice_tokens, turns = 4000, 256, 0
+    answering = asyncio.create_task(ask(engine, "word " * prompt_tokens, params(1)))
+    await until(lambda: counters(engine)["running"] == 1)
+    while not answering.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 8 * prompt_tokens / slice_tokens
+
+
+async def test_a_model_whose_process_dies_fails_what_runs_and_is_loaded_anew(
+    random_models: RandomModels, others: set[int]
+) -> None:
+    engine = random_models.engine(random_models.source("roomy", context_tokens=32_768))
+    running = [engine.stream(SLEEP, [Message("user", "Hello")], params(8000)) for _ in range(2)]
+    for stream in running:
+        for _ in range(3):
+            await anext(stream)
+    os.kill(await only_child(others), signal.SIGKILL)
+    for stream in running:
+        with pytest.raises(EngineError, match="process ended \\(killed; perhaps"):
+            _ = [chunk async for chunk in stream]
+    assert engine.status()["models"] == {}
+    assert (await ask(engine, "Hello", params(2)))[-1].finish_reason == "length"
+    assert random_models.prepared == ["roomy"] * 2
+    await engine.close()
+    assert children_of(os.getpid()) == others
+
+
+async def test_a_process_that_dies_while_it_loads_is_not_ready(random_models: RandomModels, others: set[int]) -> None:
+    engine = random_models.engine()
+    loading = asyncio.create_task(engine.warm_up(SLEEP))
+    os.kill(await only_child(others), signal.SIGKILL)
+    with pytest.raises(NotReadyError, match="cannot be loaded: its process ended \\(killed"):
+        await loading
+    await engine.warm_up(SLEEP)
+    await engine.close()
+
+
+@pytest.mark.parametrize("asked_to_end", [signal.SIGINT, signal.SIGTERM])
+async def test_what_a_terminal_sends_to_all_processes_ends_no_answer(
+    random_engine: OpenVINOEngine, others: set[int], asked_to_end: signal.Signals
+) -> None:
+    await random_engine.warm_up(SLEEP)
+    os.kill(await only_child(others), asked_to_end)
+    assert (await ask(random_engine, "Hello", params(100)))[-1].finish_reason == "length"
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from tiny_gguf import prepare_llama
+from expert_router.engines.openvino import ModelSource, OpenVINOEngine, OpenVINOOptions
+from expert_router.types import Expert, GenerationParams, Message
+
+async def main():
+    source = ModelSource(lambda _: prepare_llama(Path(sys.argv[1]), name="roomy", context_tokens=32_768), None)
+    engine = OpenVINOEngine({"roomy": source}, OpenVINOOptions("roomy", 2, 2**33, 2**30, 4, reproducible=True))
+    async for chunk in engine.stream(Expert("a", "A", "", ""), [Message("user", "Hello")], GenerationParams(8000)):
+        if chunk.text:
+            print("answering", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_no_process_is_left_behind_by_a_server_that_is_killed(random_model: Path) -> None:
+    """A script that is run from nowhere, as a caller's may be: it is not imported again."""
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", SERVER, str(random_model)]
+    with subprocess.Popen(command, env=here, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "answering\n"
+        (pid,) = children_of(server.pid)
+        server.kill()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
 
 
 # The end

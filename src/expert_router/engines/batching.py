@@ -1,186 +1,122 @@
-"""One loaded OpenVINO pipeline and the thread that steps it: requests join and leave a running batch.
+"""The server's side of a pipeline: starts the process that it runs in (``stepping``), and hands out what comes back.
 
-The pipeline is touched by its own thread only. Callers hand it commands and read events from an asyncio queue, so
-many event loops may use one batcher. It knows nothing of chat, text or experts: token ids in, token ids out.
+Callers read events from an asyncio queue, so many event loops may use one batcher. It knows nothing of chat, text or
+experts: token ids in, token ids out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import queue
+import os
+import signal
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
-from expert_router.engines.slots import SlotCounters
-from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
+from expert_router.engines.stepping import Counters, Event, TokenBatch, is_last
+from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+    from multiprocessing.connection import Connection
+    from pathlib import Path
 
-    from expert_router.types import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """New tokens of one request; the last batch has ``finish_reason``.
-
-    ``log_prob`` is that of the first of them; 0 unless the request's configuration asks for it.
-    """
-
-    ids: list[int]
-    finish_reason: FinishReason | None = None
-    log_prob: float = 0.0
-
-
-@dataclass(slots=True)
-class Counters(SlotCounters):
-    """Changed by the batcher's thread only."""
-
-    generated_tokens: int = 0
-
-
-Event = TokenBatch | ExpertRouterError
+CHILD = "from expert_router.engines.stepping import main; main()"
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    number: int
-    input_ids: Any  # int64 tensor of shape (1, tokens)
-    config: Any
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    handle: Any = None
 
 
 class Batcher:
-    """``pipeline`` is an ``openvino_genai.ContinuousBatchingPipeline``; the batcher owns it from here on."""
+    """``connection`` leads to a ``Stepper``; ``stop`` ends it, if it has not ended yet, and says how it did."""
 
-    def __init__(self, pipeline: Any, name: str) -> None:
-        self._pipeline = pipeline
+    def __init__(self, connection: Connection[Any, Any], stop: Callable[[], str], name: str) -> None:
+        self._connection = connection
+        self._stop = stop
         self._numbers = itertools.count()
-        self._commands: queue.SimpleQueue[tuple[str, _Request | None]] = queue.SimpleQueue()
-        self._active: dict[int, _Request] = {}
-        self._leaving: list[_Request] = []
-        self._closed = False
-        self._door = threading.Lock()  # no request comes in behind the command to close, where nobody would see it
+        self._requests: dict[int, _Request] = {}
+        self._door = threading.Lock()  # no request comes in behind the end, where nobody would see it
+        self._ended: str | None = None
         self.counters = Counters()
-        self.error: str | None = None
-        self._thread = threading.Thread(target=self._run, name=f"batcher-{name}", daemon=True)
-        self._thread.start()
+        # Not by the caller: a full connection is emptied between steps only, and an event loop cannot wait so long.
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"to-{name}")
+        self._reader = threading.Thread(target=self._read, name=f"from-{name}", daemon=True)
+        self._reader.start()
 
-    async def generate(self, input_ids: Any, config: Any) -> AsyncGenerator[TokenBatch]:
-        """Generate until the model ends or the caller leaves; leaving frees the slot before the next step."""
-        request = _Request(next(self._numbers), input_ids, config, asyncio.get_running_loop())
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
+
+    async def generate(self, prompt: Any, config: Any) -> AsyncGenerator[TokenBatch]:
+        """Generate until the model ends or the caller leaves; leaving frees the slot before the next step.
+
+        Raises ``EngineError``, also when the pipeline's process dies.
+        """
+        number, request = next(self._numbers), _Request(asyncio.get_running_loop())
         with self._door:
-            if self._closed:
-                raise EngineError("The engine is shutting down.")
-            self._commands.put(("add", request))
+            if self._ended is not None:
+                raise EngineError(self._ended)
+            self._requests[number] = request
+            self._sender.submit(self._connection.send, ("add", number, prompt, config))
         finished = False
         try:
             while not finished:
                 event = await request.events.get()
-                finished = isinstance(event, ExpertRouterError) or event.finish_reason is not None
+                finished = is_last(event)
                 if isinstance(event, ExpertRouterError):
                     raise event
                 yield event
         finally:
             if not finished:
-                self._commands.put(("cancel", request))
+                self._leave(number)
 
     def close(self) -> None:
         """Fail what still runs and give the pipeline's memory back."""
+        self._refuse("The engine was shut down.")
+        self._stop()
+        self._reader.join()
+
+    def _leave(self, number: int) -> None:
         with self._door:
-            self._closed = True
-            self._commands.put(("close", None))
-        self._thread.join()
-        self._pipeline = None
+            if self._requests.pop(number, None) is not None and self._ended is None:
+                self._sender.submit(self._connection.send, ("cancel", number))
 
-    def _run(self) -> None:
-        while True:
-            if not self._obey(block=not self._active):
-                break
-            if not self._active and not self._leaving:
-                continue
-            try:
-                self._pipeline.step()
-            except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends these requests
-                self.error = f"{type(error).__name__}: {error}"
-                self._fail_all(EngineError(f"The engine failed while generating ({self.error})."))
-                continue
-            self._count_out_leavers()
-            self._deliver()
-        self._fail_all(EngineError("The engine was shut down while generating."))
+    def _refuse(self, why: str) -> None:
+        """From now on, whoever comes; the first reason stands."""
+        with self._door:
+            self._ended = self._ended or why
+            self._sender.shutdown(wait=False)
 
-    def _obey(self, *, block: bool) -> bool:
-        """Take all waiting commands; wait for one when there is nothing else to do. False when asked to close."""
-        with suppress(queue.Empty):
+    def _read(self) -> None:
+        with suppress(EOFError, OSError):  # a process that dies closes the connection, or resets it
             while True:
-                command, request = self._commands.get(block=block)
-                block = False
-                if request is None:
-                    return False
-                if command == "add":
-                    self._add(request)
-                elif self._active.pop(request.number, None):
-                    with suppress(Exception):  # the pipeline may be broken; the next step will say so
-                        request.handle.cancel()
-                    self._leaving.append(request)
-        return True
+                self.counters, events = self._connection.recv()
+                self._deliver(events)
+        self._refuse(f"The model's process ended ({self._stop()}); the next question starts another.")
+        failed: list[tuple[int, Event]] = [(number, EngineError(self._ended or "")) for number in list(self._requests)]
+        self.counters = replace(self.counters, running=0, failed=self.counters.failed + len(failed))
+        self._deliver(failed)
+        self._connection.close()
 
-    def _count_out_leavers(self) -> None:
-        """A cancelled request gives its cache blocks back during the step after, also when nothing else runs."""
-        self.counters.running -= len(self._leaving)
-        self.counters.cancelled += len(self._leaving)
-        self._leaving.clear()
-
-    def _add(self, request: _Request) -> None:
-        try:
-            request.handle = self._pipeline.add_request(request.number, request.input_ids, request.config)
-        except Exception as error:  # noqa: BLE001 - the same C++ library
-            self.counters.failed += 1
-            self._send([(request, EngineError(f"The engine refused the request ({error})."))])
-            return
-        self._active[request.number] = request
-        self.counters.running += 1
-
-    def _deliver(self) -> None:
-        """After a step: hand every request its new tokens, all in one wake-up per event loop."""
-        outbox: list[tuple[_Request, Event]] = []
-        for request in list(self._active.values()):
-            event = _read(request.handle)
-            if event is None:
-                continue
-            if isinstance(event, TokenBatch):
-                self.counters.generated_tokens += len(event.ids)
-            if isinstance(event, ExpertRouterError) or event.finish_reason is not None:
-                del self._active[request.number]
-                self.counters.running -= 1
-                self.counters.finished += isinstance(event, TokenBatch)
-                self.counters.failed += isinstance(event, ExpertRouterError)
-            outbox.append((request, event))
-        self._send(outbox)
-
-    def _fail_all(self, error: EngineError) -> None:
-        requests, self._active = list(self._active.values()), {}
-        for request in requests:
-            with suppress(Exception):  # the pipeline may be broken; the request ends all the same
-                request.handle.cancel()
-        self._count_out_leavers()
-        self.counters.running = 0
-        self.counters.failed += len(requests)
-        self._send([(request, error) for request in requests])
-
-    @staticmethod
-    def _send(outbox: list[tuple[_Request, Event]]) -> None:
+    def _deliver(self, events: Iterable[tuple[int, Event]]) -> None:
+        """All in one wake-up per event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Request, Event]]] = {}
-        for request, event in outbox:
-            by_loop.setdefault(request.loop, []).append((request, event))
-        for loop, events in by_loop.items():
+        for number, event in events:
+            take = self._requests.pop if is_last(event) else self._requests.get
+            if (request := take(number, None)) is not None:  # else it has left
+                by_loop.setdefault(request.loop, []).append((request, event))
+        for loop, outbox in by_loop.items():
             with suppress(RuntimeError):  # that loop was closed: nobody waits there any more
-                loop.call_soon_threadsafe(_put_all, events)
+                loop.call_soon_threadsafe(_put_all, outbox)
 
 
 def _put_all(events: list[tuple[_Request, Event]]) -> None:
@@ -188,31 +124,36 @@ def _put_all(events: list[tuple[_Request, Event]]) -> None:
         request.events.put_nowait(event)
 
 
-def _read(handle: Any) -> Event | None:
-    """What a step produced for one request, or ``None`` when nothing (its prompt is still being read)."""
+def start_pipeline(name: str, folder: Path, scheduler: Mapping[str, object], device: Mapping[str, object]) -> Batcher:
+    """Load the model in a process of its own; ``scheduler`` and ``device`` are the library's settings.
+
+    A command of its own, not ``multiprocessing``: that would run a caller's script again to import it, and a worker of
+    ``serve --workers`` may not have children. Raises ``NotReadyError``.
+    """
+    ours, theirs = Pipe()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-c", CHILD]
+    with theirs:
+        process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment)  # noqa: S603 - our own
+
+    def stop() -> str:
+        process.kill()
+        return _how_it_ended(process.wait())
+
+    why: str | None
     try:
-        return _new_event(handle)
-    except Exception as error:  # noqa: BLE001 - the same C++ library; the other requests' tokens are not lost with it
-        with suppress(Exception):
-            handle.cancel()
-        return EngineError(f"The engine failed to hand over what it generated ({error}).")
+        ours.send((str(folder), dict(scheduler), dict(device)))
+        why = ours.recv()
+    except (EOFError, OSError):
+        why = f"its process ended ({stop()})"
+    if why is not None:
+        stop()
+        ours.close()
+        raise NotReadyError(f"The model in {folder} cannot be loaded: {why}")
+    return Batcher(ours, stop, name)
 
 
-def _new_event(handle: Any) -> Event | None:
-    ids: list[int] = []
-    log_probs: list[float] = []
-    finish_reason: FinishReason | None = None
-    while handle.can_read():
-        for output in handle.read().values():
-            ids.extend(output.generated_ids)
-            log_probs.extend(output.generated_log_probs)
-            if output.finish_reason.name in {"STOP", "LENGTH"}:
-                finish_reason = "stop" if output.finish_reason.name == "STOP" else "length"
-    status = handle.get_status().name
-    if status == "IGNORED":
-        return OverloadedError("The engine has no memory left for a conversation this long.", retry_after_s=5.0)
-    if status not in {"RUNNING", "FINISHED"}:
-        return EngineError(f"The engine ended the request with status {status}.")
-    if status == "FINISHED" and finish_reason is None:
-        finish_reason = "stop"
-    return TokenBatch(ids, finish_reason, *log_probs[:1]) if ids or finish_reason else None
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed; perhaps the machine's memory is full"
+    return f"by signal {-status}" if status < 0 else f"with status {status}"

@@ -1,6 +1,6 @@
 """Loaded models, bounded in bytes: loaded once however many ask, unloaded least recently used first.
 
-It knows nothing of what a model is: it is given functions that load, weigh and unload one.
+It knows nothing of what a model is: it is given functions that load, weigh and unload one, and tell whether it lives.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelCache(Generic[M]):
 
     The model that was asked for last stays, however large it is. Loading runs in a thread of its own, one at a time
     (two loads would fight for the same cores), off every event loop. A load that fails is forgotten, so that the next
-    request tries again.
+    request tries again; so is a model that has died.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class ModelCache(Generic[M]):
         load: Callable[[str], M],
         size_of: Callable[[M], int],
         unload: Callable[[M], None],
+        alive: Callable[[M], bool] = lambda _: True,
     ) -> None:
         self._max_bytes = max_bytes
         self._load = load
         self._size_of = size_of
         self._unload = unload
+        self._alive = alive
         self._entries: OrderedDict[str, _Entry[M]] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -65,7 +67,7 @@ class ModelCache(Generic[M]):
 
     def loaded(self) -> dict[str, M]:
         with self._lock:
-            return {key: entry.loading.result() for key, entry in self._entries.items() if _is_loaded(entry)}
+            return {key: entry.loading.result() for key, entry in self._entries.items() if self._is_usable(entry)}
 
     def loading(self) -> list[str]:
         with self._lock:
@@ -87,11 +89,14 @@ class ModelCache(Generic[M]):
             entry = self._entries.get(key)
             if self._closed:
                 raise EngineError(SHUTTING_DOWN)
-            if entry is None:
+            if entry is None or (entry.loading.done() and not self._is_usable(entry)):
                 entry = self._entries[key] = _Entry(self._loader.submit(self._load_and_evict, key))
             self._entries.move_to_end(key)
             entry.leases += 1
             return entry
+
+    def _is_usable(self, entry: _Entry[M]) -> bool:
+        return _is_loaded(entry) and self._alive(entry.loading.result())
 
     def _give_back(self, entry: _Entry[M]) -> None:
         with self._lock:

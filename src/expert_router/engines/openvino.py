@@ -1,4 +1,6 @@
-"""The default engine: openvino-genai in this process, with continuous batching, a paged cache and prefix reuse.
+"""The default engine: openvino-genai, with continuous batching, a paged cache and prefix reuse.
+
+Each pipeline has a process of its own (``batching``); the tokenizers, and so all text, are in this one.
 
 The experts that are known from the start share one pipeline with their base, their adapters stacked (``stacking``); an
 adapter that comes later, or is served in another quantisation, is merged into a copy of the weights and has a pipeline
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
-from expert_router.engines.batching import Batcher, TokenBatch
+from expert_router.engines.batching import start_pipeline
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.prepared import RECIPE, prepare_stack
 from expert_router.engines.stopping import StopScanner
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
     from expert_router.engines.prepared import PreparedModel
+    from expert_router.engines.stepping import TokenBatch
     from expert_router.types import Adapter, Expert, FinishReason, Message
 
 logger = logging.getLogger(__name__)
@@ -98,7 +101,7 @@ class Weights:
 
 
 class LoadedModel:
-    """A pipeline in memory with its tokenizer. Blocking methods; ``encode`` and ``decode`` are thread-safe.
+    """A pipeline in its process, its tokenizer here. Blocking methods; ``encode`` and ``decode`` are thread-safe.
 
     ``slots`` has, by an adapter's hash or ``None`` for the base, where in a stack it is: 0 where nothing is stacked.
     """
@@ -108,26 +111,25 @@ class LoadedModel:
     def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
         import openvino_genai as genai
 
-        self._genai = genai
         self._repetition_penalty = options.repetition_penalty
         self.name = name
         self.slots = {}
         self._vocabulary = prepared.vocabulary
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
-        scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = max(1, options.kv_cache_bytes // GIB)
-        scheduler.max_num_seqs = options.max_batch_size
-        scheduler.dynamic_split_fuse = True  # long prompts are read in slices between other requests' tokens
-        scheduler.enable_prefix_caching = True  # an expert's instructions are read once
+        scheduler = {
+            "cache_size": max(1, options.kv_cache_bytes // GIB),
+            "max_num_seqs": options.max_batch_size,
+            "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
+            "enable_prefix_caching": True,  # an expert's instructions are read once
+        }
         device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
         try:
-            pipeline = genai.ContinuousBatchingPipeline(str(prepared.folder), scheduler, "CPU", device)
+            self._tokenizer = genai.Tokenizer(str(prepared.folder))
         except RuntimeError as error:
-            raise NotReadyError(f"The model in {prepared.folder} cannot be loaded: {error}") from error
-        self._tokenizer = pipeline.get_tokenizer()
+            raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer_lock = threading.Lock()
-        self.batcher = Batcher(pipeline, name)
+        self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation in the model's chat template."""
@@ -149,35 +151,29 @@ class LoadedModel:
         first = slot * self._vocabulary
         config = self._generation_config(params, first)
         if repetition_penalty is not None:
-            config.repetition_penalty = repetition_penalty
-        async with aclosing(self.batcher.generate(as_tensor(ids, first), config)) as batches:
+            config["repetition_penalty"] = repetition_penalty
+        prompt = np.array([ids], dtype=np.int64) + first
+        async with aclosing(self.batcher.generate(prompt, config)) as batches:
             async for batch in batches:
                 yield replace(batch, ids=[token - first for token in batch.ids]) if first else batch
 
-    def _generation_config(self, params: GenerationParams, first: int) -> Any:
-        config = self._genai.GenerationConfig()
-        config.max_new_tokens = params.max_tokens
-        config.eos_token_id = first + self._tokenizer.get_eos_token_id()
-        config.stop_token_ids = {config.eos_token_id}
-        config.ignore_eos = params.ignore_eos
-        config.repetition_penalty = self._repetition_penalty
-        config.logprobs = int(params.probability)
+    def _generation_config(self, params: GenerationParams, first: int) -> dict[str, Any]:
+        end = first + self._tokenizer.get_eos_token_id()
+        config: dict[str, Any] = {
+            "max_new_tokens": params.max_tokens,
+            "eos_token_id": end,
+            "stop_token_ids": {end},
+            "ignore_eos": params.ignore_eos,
+            "repetition_penalty": self._repetition_penalty,
+            "logprobs": int(params.probability),
+        }
         if params.temperature > 0:
-            config.do_sample = True
-            config.temperature = params.temperature
-            config.top_p = params.top_p
-            config.rng_seed = params.seed if params.seed is not None else secrets.randbits(31)
+            seed = params.seed if params.seed is not None else secrets.randbits(31)
+            config |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "rng_seed": seed}
         return config
 
     def close(self) -> None:
         self.batcher.close()
-
-
-def as_tensor(ids: Sequence[int], first: int = 0) -> Any:
-    """Shape (1, tokens), int64; ``first`` is added to each."""
-    import openvino as ov
-
-    return ov.Tensor(np.array([ids], dtype=np.int64) + first)
 
 
 class Detokenizer:
@@ -224,7 +220,11 @@ class OpenVINOEngine:
         self._stacks = self._stacks_of(experts)
         self._weights: dict[str, Weights] = {}
         self._models: ModelCache[LoadedModel] = ModelCache(
-            options.max_model_bytes, self._load, lambda model: model.size_bytes, LoadedModel.close
+            options.max_model_bytes,
+            self._load,
+            lambda model: model.size_bytes,
+            LoadedModel.close,
+            lambda model: model.batcher.alive,
         )
 
     async def stream(

@@ -1,0 +1,193 @@
+"""The process that one pipeline runs in, and the loop that steps it: requests join and leave a running batch.
+
+The library holds Python's lock while it computes, so whoever shares a process with it stands still for whole steps.
+Requests come in and tokens go out over one connection; when that ends, also because the server was killed, so does the
+process. One thread does everything, as a second one would wait for the lock. Token ids in, token ids out: text is the
+server's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from expert_router.engines.slots import SlotCounters
+from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
+
+if TYPE_CHECKING:
+    from expert_router.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """New tokens of one request; the last batch has ``finish_reason``.
+
+    ``log_prob`` is that of the first of them; 0 unless the request's configuration asks for it.
+    """
+
+    ids: list[int]
+    finish_reason: FinishReason | None = None
+    log_prob: float = 0.0
+
+
+@dataclass(slots=True)
+class Counters(SlotCounters):
+    generated_tokens: int = 0
+
+
+Event = TokenBatch | ExpertRouterError
+
+
+def is_last(event: Event) -> bool:
+    return isinstance(event, ExpertRouterError) or event.finish_reason is not None
+
+
+class Stepper:
+    """``pipeline`` has ``add_request`` and ``step`` as ``openvino_genai.ContinuousBatchingPipeline`` has.
+
+    It is sent ``("add", number, prompt, config)`` and ``("cancel", number)``, and sends its counters with the events
+    of each step: ``(Counters, [(number, event), ...])``.
+    """
+
+    def __init__(self, pipeline: Any, connection: Connection[Any, Any]) -> None:
+        self._pipeline = pipeline
+        self._connection = connection
+        self._active: dict[int, Any] = {}
+        self._leaving = 0
+        self._counters = Counters()
+        self._reported = Counters()
+
+    def run(self) -> None:
+        """Until the other side closes the connection."""
+        with suppress(EOFError, OSError):
+            while True:
+                self._obey()
+                self._report([])  # who has just come in
+                self._report(self._step())
+
+    def _obey(self) -> None:
+        """Take all waiting commands; wait for one when there is nothing else to do."""
+        while self._connection.poll(0 if self._active or self._leaving else None):
+            command, number, *request = self._connection.recv()
+            if command == "add":
+                self._add(number, *request)
+            elif (handle := self._active.pop(number, None)) is not None:
+                with suppress(Exception):  # the pipeline may be broken; the next step will say so
+                    handle.cancel()
+                self._leaving += 1
+
+    def _add(self, number: int, prompt: Any, config: Any) -> None:
+        try:
+            self._active[number] = self._pipeline.add_request(number, prompt, config)
+            self._counters.running += 1
+        except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends this request
+            self._counters.failed += 1
+            self._report([(number, EngineError(f"The engine refused the request ({error})."))])
+
+    def _step(self) -> list[tuple[int, Event]]:
+        """Every request's new tokens."""
+        try:
+            self._pipeline.step()
+        except Exception as error:  # noqa: BLE001 - the same C++ library
+            events = self._fail_all(f"The engine failed while generating ({type(error).__name__}: {error}).")
+        else:
+            read = [(number, _read(handle)) for number, handle in self._active.items()]
+            events = [(number, event) for number, event in read if event is not None]
+            for number, event in events:
+                self._count(number, event)
+        # A cancelled request gives its cache blocks back during the step after, also when nothing else runs.
+        self._counters.running -= self._leaving
+        self._counters.cancelled += self._leaving
+        self._leaving = 0
+        return events
+
+    def _count(self, number: int, event: Event) -> None:
+        if isinstance(event, TokenBatch):
+            self._counters.generated_tokens += len(event.ids)
+        if is_last(event):
+            del self._active[number]
+            self._counters.running -= 1
+            self._counters.finished += isinstance(event, TokenBatch)
+            self._counters.failed += isinstance(event, ExpertRouterError)
+
+    def _fail_all(self, message: str) -> list[tuple[int, Event]]:
+        for handle in self._active.values():
+            with suppress(Exception):  # the pipeline may be broken; the request ends all the same
+                handle.cancel()
+        events: list[tuple[int, Event]] = [(number, EngineError(message)) for number in self._active]
+        for number, event in events:
+            self._count(number, event)
+        return events
+
+    def _report(self, events: list[tuple[int, Event]]) -> None:
+        if events or self._counters != self._reported:
+            self._connection.send((self._counters, events))
+            self._reported = replace(self._counters)
+
+
+def _read(handle: Any) -> Event | None:
+    """What a step produced for one request, or ``None`` when nothing (its prompt is still being read)."""
+    try:
+        return _new_event(handle)
+    except Exception as error:  # noqa: BLE001 - the same C++ library; the other requests' tokens are not lost with it
+        with suppress(Exception):
+            handle.cancel()
+        return EngineError(f"The engine failed to hand over what it generated ({error}).")
+
+
+def _new_event(handle: Any) -> Event | None:
+    ids: list[int] = []
+    log_probs: list[float] = []
+    finish_reason: FinishReason | None = None
+    while handle.can_read():
+        for output in handle.read().values():
+            ids.extend(output.generated_ids)
+            log_probs.extend(output.generated_log_probs)
+            if output.finish_reason.name in {"STOP", "LENGTH"}:
+                finish_reason = "stop" if output.finish_reason.name == "STOP" else "length"
+    status = handle.get_status().name
+    if status == "IGNORED":
+        return OverloadedError("The engine has no memory left for a conversation this long.", retry_after_s=5.0)
+    if status not in {"RUNNING", "FINISHED"}:
+        return EngineError(f"The engine ended the request with status {status}.")
+    if status == "FINISHED" and finish_reason is None:
+        finish_reason = "stop"
+    return TokenBatch(ids, finish_reason, *log_probs[:1]) if ids or finish_reason else None
+
+
+class _Pipeline:
+    """The library's pipeline, for prompts of shape (1, tokens) and configurations that can be sent."""
+
+    def __init__(self, folder: str, scheduler: dict[str, Any], device: dict[str, Any]) -> None:
+        import openvino as ov
+        import openvino_genai as genai
+
+        self._tensor, self._config = ov.Tensor, genai.GenerationConfig
+        config = genai.SchedulerConfig()
+        for name, value in scheduler.items():
+            setattr(config, name, value)
+        self._pipeline = genai.ContinuousBatchingPipeline(folder, config, "CPU", device)
+        self.step = self._pipeline.step
+
+    def add_request(self, number: int, prompt: Any, config: dict[str, Any]) -> Any:
+        return self._pipeline.add_request(number, self._tensor(prompt), self._config(**config))
+
+
+def main() -> None:
+    """The connection is the standard input. First comes what to load; the answer is ``None`` or why it cannot be."""
+    for asked_to_end in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server may have streams to end
+        signal.signal(asked_to_end, signal.SIG_IGN)
+    connection: Connection[Any, Any] = Connection(os.dup(0))
+    with suppress(EOFError, OSError):
+        try:
+            pipeline = _Pipeline(*connection.recv())
+        except RuntimeError as error:
+            connection.send(str(error))
+        else:
+            connection.send(None)
+            Stepper(pipeline, connection).run()
+    os._exit(0)  # nothing is left to save, and the library takes its time
