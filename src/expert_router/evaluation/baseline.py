@@ -2,7 +2,8 @@
 
 Two transformers models in memory, each with its expert's adapter merged in; a zero-shot router of BART-large-mnli's
 exact shape (random weights: they take as long); one question at a time: route it, then ``generate`` all of the answer.
-It runs in a process of its own, so that each side's memory is its own. Needs the extras train and zero-shot.
+It runs in a process of its own, so that each side's memory is its own. Needs the extras train and zero-shot. Measure on
+an idle machine: torch's threads wait for each other at every layer, so that other load slows them out of proportion.
 """
 
 from __future__ import annotations
