@@ -29,6 +29,7 @@ from expert_router.engines.batching import start_pipeline
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.prepared import RECIPE, prepare_stack
 from expert_router.engines.stopping import StopScanner
+from expert_router.engines.vocabulary import decoder_of
 from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
 from expert_router.weights import CANARY_TOKENS, Canary
@@ -129,6 +130,7 @@ class LoadedModel:
         except RuntimeError as error:
             raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer_lock = threading.Lock()
+        self._decode = decoder_of(self._tokenizer)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -142,7 +144,7 @@ class LoadedModel:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids))
+        return self._decode(ids)
 
     async def generate(
         self, ids: Sequence[int], params: GenerationParams, *, slot: int = 0, repetition_penalty: float | None = None
