@@ -12,8 +12,9 @@ from tiny_gguf import prepare_llama
 from expert_router.caching.engine import CachingEngine
 from expert_router.caching.memory import MemoryStore
 from expert_router.engines.echo import EchoEngine, EchoScript
+from expert_router.engines.loaded_model import OpenVINOOptions
 from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
-from expert_router.engines.openvino import ModelSource, OpenVINOEngine, OpenVINOOptions
+from expert_router.engines.openvino import ModelSource, OpenVINOEngine
 from expert_router.errors import NotReadyError
 from expert_router.serving.build import build_engine
 from expert_router.serving.parts import Parts

@@ -14,7 +14,8 @@ from tiny_gguf import write_llama, write_lora
 
 from expert_router.artifacts import install_adapter, load_expert, sha256_of
 from expert_router.commands import run
-from expert_router.engines.openvino import LoadedModel, OpenVINOOptions, canary_answer
+from expert_router.engines.canary import canary_answer
+from expert_router.engines.loaded_model import LoadedModel, OpenVINOOptions
 from expert_router.engines.prepared import prepare_model
 from expert_router.types import Adapter, ModelVariant
 from expert_router.weights import load_lock

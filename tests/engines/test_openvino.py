@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import byte_tokens, prepare_llama
 
-from expert_router.engines.openvino import Detokenizer, ModelSource, OpenVINOEngine, OpenVINOOptions
+from expert_router.engines.detokenizer import Detokenizer
+from expert_router.engines.loaded_model import OpenVINOOptions
+from expert_router.engines.openvino import ModelSource, OpenVINOEngine
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.serving.build import prepare_base_model
 from expert_router.serving.parts import fetch_model
@@ -30,7 +32,7 @@ from support import eventually, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from expert_router.engines.openvino import LoadedModel
+    from expert_router.engines.loaded_model import LoadedModel
     from expert_router.engines.prepared import PreparedModel
     from expert_router.types import Adapter, Chunk
 
@@ -587,7 +589,8 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from tiny_gguf import prepare_llama
-from expert_router.engines.openvino import ModelSource, OpenVINOEngine, OpenVINOOptions
+from expert_router.engines.loaded_model import OpenVINOOptions
+from expert_router.engines.openvino import ModelSource, OpenVINOEngine
 from expert_router.types import Expert, GenerationParams, Message
 
 async def main():

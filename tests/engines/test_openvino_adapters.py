@@ -16,14 +16,9 @@ from tiny_gguf import MODULES, prepare_llama, write_llama, write_lora
 
 from expert_router.artifacts import MANIFEST, install_adapter, load_expert, load_experts, read_artifact, sha256_of
 from expert_router.engines.adapter import read_lora
-from expert_router.engines.openvino import (
-    LoadedModel,
-    ModelSource,
-    OpenVINOEngine,
-    OpenVINOOptions,
-    adapter_canary,
-    canary_answer,
-)
+from expert_router.engines.canary import adapter_canary, canary_answer
+from expert_router.engines.loaded_model import LoadedModel, OpenVINOOptions
+from expert_router.engines.openvino import ModelSource, OpenVINOEngine
 from expert_router.engines.prepared import prepare_model
 from expert_router.errors import NotReadyError
 from expert_router.serving.parts import fetch_model

@@ -173,7 +173,8 @@ def test_a_model_that_was_being_trained_is_asked_without_dropout(taught: Base) -
 
 def test_the_engine_knows_the_adapter_by_it_and_refuses_the_base(weights: Path, taught: Base, tmp_path: Path) -> None:
     """Merged and rounded to eight bits it answers as recorded; the base alone does not."""
-    from expert_router.engines.openvino import LoadedModel, OpenVINOOptions, check_canary
+    from expert_router.engines.canary import check_canary
+    from expert_router.engines.loaded_model import LoadedModel, OpenVINOOptions
     from expert_router.engines.prepared import prepare_model
 
     taught.model.save_pretrained(str(tmp_path / "adapter"))

@@ -580,7 +580,8 @@ def test_the_merged_file_as_transformers_reads_it_is_pefts_merged_model_on_every
 def test_the_embedded_engine_says_with_a_merged_adapter_what_transformers_says(weights: Path, tmp_path: Path) -> None:
     import torch
 
-    from expert_router.engines.openvino import LoadedModel, OpenVINOOptions, canary_answer
+    from expert_router.engines.canary import canary_answer
+    from expert_router.engines.loaded_model import LoadedModel, OpenVINOOptions
     from expert_router.engines.prepared import prepare_model
 
     folder = write_lora(tmp_path / "adapter", weights, alpha=8, size=0.3, seed=1).folder

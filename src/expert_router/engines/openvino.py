@@ -1,62 +1,44 @@
 """The default engine: openvino-genai, with continuous batching, a paged cache and prefix reuse.
 
-Each pipeline has a process of its own (``batching``); the tokenizers, and so all text, are in this one.
-
 The experts that are known from the start share one pipeline with their base, their adapters stacked (``stacking``); an
 adapter that comes later, or is served in another quantisation, is merged into a copy of the weights and has a pipeline
-of its own. Experts without an adapter are the base model with their instructions. Chat template and tokenizer are the
-model file's own. Before an adapter answers anybody it must give the answer recorded for it: one that is not the one
-meant is refused, and nothing answers in its place.
+of its own. Experts without an adapter are the base model with their instructions. Before an adapter answers anybody it
+must give the answer recorded for it: one that is not the one meant is refused, and nothing answers in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import threading
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from expert_router.artifacts import ADAPTER_WEIGHTS, read_artifact
-from expert_router.engines.batching import start_pipeline
+from expert_router.engines.canary import adapter_canary, check_canary
+from expert_router.engines.detokenizer import Detokenizer
+from expert_router.engines.loaded_model import LoadedModel
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.prepared import RECIPE, prepare_stack
 from expert_router.engines.stopping import StopScanner
-from expert_router.engines.vocabulary import decoder_of
-from expert_router.errors import ConfigError, ContextLengthError, EngineError, NotReadyError, WeightsError
+from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
-from expert_router.weights import CANARY_TOKENS, Canary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
+    from expert_router.engines.loaded_model import OpenVINOOptions
     from expert_router.engines.prepared import PreparedModel
     from expert_router.engines.stepping import TokenBatch
     from expert_router.types import Adapter, Expert, FinishReason, Message
+    from expert_router.weights import Canary
 
 logger = logging.getLogger(__name__)
 
-GIB = 1024**3
 SMALLEST_STACK = 2
 """One adapter alone is faster merged: there is nobody to share with."""
-UNDECODABLE = "\ufffd"
-TOKENIZER_LIMIT = 8192
-"""The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
-REPRODUCIBLE = {
-    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, on the CPUs that have it alone
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else a step of one request computes otherwise than a step of several
-    "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
-}
-"""What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
-
-
 LIBRARIES = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 
@@ -75,20 +57,6 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVINOOptions:
-    default_model: str
-    threads: int
-    max_model_bytes: int
-    kv_cache_bytes: int
-    max_batch_size: int
-    reproducible: bool
-    repetition_penalty: float = 1.0
-    """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
-    stack_size: int = 0
-    """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
-
-
-@dataclass(frozen=True, slots=True)
 class Weights:
     """What one pipeline holds: a base, and the adapters that are stacked on it or the one that is merged into it.
 
@@ -99,115 +67,6 @@ class Weights:
     base: str
     adapters: tuple[Adapter, ...] = ()
     stacked: bool = False
-
-
-class LoadedModel:
-    """A pipeline in its process, its tokenizer here. Blocking methods; ``encode`` and ``decode`` are thread-safe.
-
-    ``slots`` has, by an adapter's hash or ``None`` for the base, where in a stack it is: 0 where nothing is stacked.
-    """
-
-    slots: dict[str | None, int]
-
-    def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
-        import openvino_genai as genai
-
-        self._repetition_penalty = options.repetition_penalty
-        self.name = name
-        self.slots = {}
-        self._vocabulary = prepared.vocabulary
-        self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
-        self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
-        scheduler = {
-            "cache_size": max(1, options.kv_cache_bytes // GIB),
-            "max_num_seqs": options.max_batch_size,
-            "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
-            "enable_prefix_caching": True,  # an expert's instructions are read once
-        }
-        device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
-        try:
-            self._tokenizer = genai.Tokenizer(str(prepared.folder))
-        except RuntimeError as error:
-            raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
-        self._tokenizer_lock = threading.Lock()
-        self._decode = decoder_of(self._tokenizer)
-        self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
-
-    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The conversation in the model's chat template."""
-        return self.token_ids(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
-
-    def token_ids(self, text: str) -> list[int]:
-        with self._tokenizer_lock:
-            # Copied under the lock: the tokenizer reuses the tensor's memory in its next call.
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self._decode(ids)
-
-    async def generate(
-        self, ids: Sequence[int], params: GenerationParams, *, slot: int = 0, repetition_penalty: float | None = None
-    ) -> AsyncGenerator[TokenBatch]:
-        """Token ids in and out are the tokenizer's, whatever the slot; see ``Batcher.generate``."""
-        first = slot * self._vocabulary
-        config = self._generation_config(params, first)
-        if repetition_penalty is not None:
-            config["repetition_penalty"] = repetition_penalty
-        prompt = np.array([ids], dtype=np.int64) + first
-        async with aclosing(self.batcher.generate(prompt, config)) as batches:
-            async for batch in batches:
-                yield replace(batch, ids=[token - first for token in batch.ids]) if first else batch
-
-    def _generation_config(self, params: GenerationParams, first: int) -> dict[str, Any]:
-        end = first + self._tokenizer.get_eos_token_id()
-        config: dict[str, Any] = {
-            "max_new_tokens": params.max_tokens,
-            "eos_token_id": end,
-            "stop_token_ids": {end},
-            "ignore_eos": params.ignore_eos,
-            "repetition_penalty": self._repetition_penalty,
-            "logprobs": int(params.probability),
-        }
-        if params.temperature > 0:
-            seed = params.seed if params.seed is not None else secrets.randbits(31)
-            config |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "rng_seed": seed}
-        return config
-
-    def close(self) -> None:
-        self.batcher.close()
-
-
-class Detokenizer:
-    """Token ids to text, piece by piece, never splitting a character: one that is not whole yet is held back.
-
-    Only a short window is decoded anew each time: the tokens of the last piece, which settle how the next begins. An
-    unfinished character at the end is decoded to nothing or to U+FFFD, as the tokenizer has it; both are understood.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        self._ids: list[int] = []
-        self._window = 0
-        self._shown = 0
-
-    def feed(self, ids: list[int]) -> str:
-        self._ids.extend(ids)
-        return self._advance(self._text(len(self._ids)).rstrip(UNDECODABLE))
-
-    def flush(self) -> str:
-        return self._advance(self._text(len(self._ids)))
-
-    def _advance(self, text: str) -> str:
-        new = text[len(self._text(self._shown).rstrip(UNDECODABLE)) :]
-        if new:  # else the window stays: it may hold the beginning of a character
-            self._window, self._shown = self._shown, len(self._ids)
-        return new
-
-    def _text(self, end: int) -> str:
-        """The window's tokens before ``end`` as text. A window may begin with the end of a character: without it."""
-        text = self._decode(self._ids[self._window : end]) if end > self._window else ""
-        return text.lstrip(UNDECODABLE) if self._window else text
 
 
 class OpenVINOEngine:
@@ -412,42 +271,6 @@ def _canaries(adapters: Iterable[Adapter]) -> dict[Adapter, Canary]:
 @cache
 def library_versions() -> tuple[str, ...]:
     return tuple(map(version, LIBRARIES))
-
-
-def adapter_canary(adapter: Adapter) -> Canary:
-    """The recorded answer of an adapter whose files are what its manifest says. Raises ``NotReadyError`` otherwise."""
-    try:
-        manifest = read_artifact(adapter.path)
-        if manifest["files"][ADAPTER_WEIGHTS] != adapter.sha256:
-            raise NotReadyError(f"The adapter in {adapter.path} is another one than the expert's manifest names.")
-        prompt, answer = manifest["canary"]["prompt"], manifest["canary"]["answer"]
-        if not all(isinstance(text, str) and text.strip() for text in (prompt, answer)):
-            raise NotReadyError(f"The adapter in {adapter.path} has an empty canary, which proves nothing.")
-        return Canary(prompt, answer)
-    except (ConfigError, KeyError, TypeError) as error:
-        raise NotReadyError(f"The adapter in {adapter.path} cannot be used: {error}") from error
-
-
-def check_canary(model: LoadedModel, canary: Canary, slot: int = 0) -> None:
-    """Proof that the loaded model is the one meant. Raises ``NotReadyError`` when it answers otherwise."""
-    answer = canary_answer(model, canary.prompt, slot)
-    if not answer.startswith(canary.answer):
-        raise NotReadyError(
-            f"{model.name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
-            "Delete its folder under the cache's prepared/ and start again."
-        )
-
-
-def canary_answer(model: LoadedModel, prompt: str, slot: int = 0) -> str:
-    """What the model says to a prompt alone: greedily, without instructions, ``CANARY_TOKENS`` at most."""
-    return asyncio.run(_greedy_answer(model, prompt, slot))
-
-
-async def _greedy_answer(model: LoadedModel, prompt: str, slot: int) -> str:
-    input_ids = model.encode([{"role": "user", "content": prompt}])
-    params = GenerationParams(max_tokens=CANARY_TOKENS)
-    batches = model.generate(input_ids, params, slot=slot, repetition_penalty=1.0)  # it was recorded without one
-    return model.decode([token async for batch in batches for token in batch.ids])
 
 
 async def _to_chunks(

@@ -312,7 +312,8 @@ def _openvino(parts: Parts) -> Engine:
 
 
 def _embedded_engine(parts: Parts) -> OpenVINOEngine:
-    from expert_router.engines.openvino import OpenVINOEngine, OpenVINOOptions
+    from expert_router.engines.loaded_model import OpenVINOOptions
+    from expert_router.engines.openvino import OpenVINOEngine
 
     engine = parts.settings.engine
     configured = {engine.base_model, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}

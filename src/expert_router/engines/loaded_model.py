@@ -1,0 +1,126 @@
+"""A model that is loaded: its pipeline in a process of its own, its tokenizer in this one.
+
+Chat template and tokenizer are the model file's own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from expert_router.engines.batching import start_pipeline
+from expert_router.engines.vocabulary import decoder_of
+from expert_router.errors import NotReadyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from expert_router.engines.prepared import PreparedModel
+    from expert_router.engines.stepping import TokenBatch
+    from expert_router.types import GenerationParams
+
+GIB = 1024**3
+TOKENIZER_LIMIT = 8192
+"""The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
+REPRODUCIBLE = {
+    "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, on the CPUs that have it alone
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else a step of one request computes otherwise than a step of several
+    "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
+}
+"""What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVINOOptions:
+    default_model: str
+    threads: int
+    max_model_bytes: int
+    kv_cache_bytes: int
+    max_batch_size: int
+    reproducible: bool
+    repetition_penalty: float = 1.0
+    """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
+    stack_size: int = 0
+    """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
+
+
+class LoadedModel:
+    """A pipeline in its process, its tokenizer here. Blocking methods; ``encode`` and ``decode`` are thread-safe.
+
+    ``slots`` has, by an adapter's hash or ``None`` for the base, where in a stack it is: 0 where nothing is stacked.
+    """
+
+    slots: dict[str | None, int]
+
+    def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
+        import openvino_genai as genai
+
+        self._repetition_penalty = options.repetition_penalty
+        self.name = name
+        self.slots = {}
+        self._vocabulary = prepared.vocabulary
+        self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
+        self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
+        scheduler = {
+            "cache_size": max(1, options.kv_cache_bytes // GIB),
+            "max_num_seqs": options.max_batch_size,
+            "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
+            "enable_prefix_caching": True,  # an expert's instructions are read once
+        }
+        device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
+        try:
+            self._tokenizer = genai.Tokenizer(str(prepared.folder))
+        except RuntimeError as error:
+            raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
+        self._tokenizer_lock = threading.Lock()
+        self._decode = decoder_of(self._tokenizer)
+        self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
+
+    def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The conversation in the model's chat template."""
+        return self.token_ids(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+    def token_ids(self, text: str) -> list[int]:
+        with self._tokenizer_lock:
+            # Copied under the lock: the tokenizer reuses the tensor's memory in its next call.
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._decode(ids)
+
+    async def generate(
+        self, ids: Sequence[int], params: GenerationParams, *, slot: int = 0, repetition_penalty: float | None = None
+    ) -> AsyncGenerator[TokenBatch]:
+        """Token ids in and out are the tokenizer's, whatever the slot; see ``Batcher.generate``."""
+        first = slot * self._vocabulary
+        config = self._generation_config(params, first)
+        if repetition_penalty is not None:
+            config["repetition_penalty"] = repetition_penalty
+        prompt = np.array([ids], dtype=np.int64) + first
+        async with aclosing(self.batcher.generate(prompt, config)) as batches:
+            async for batch in batches:
+                yield replace(batch, ids=[token - first for token in batch.ids]) if first else batch
+
+    def _generation_config(self, params: GenerationParams, first: int) -> dict[str, Any]:
+        end = first + self._tokenizer.get_eos_token_id()
+        config: dict[str, Any] = {
+            "max_new_tokens": params.max_tokens,
+            "eos_token_id": end,
+            "stop_token_ids": {end},
+            "ignore_eos": params.ignore_eos,
+            "repetition_penalty": self._repetition_penalty,
+            "logprobs": int(params.probability),
+        }
+        if params.temperature > 0:
+            seed = params.seed if params.seed is not None else secrets.randbits(31)
+            config |= {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "rng_seed": seed}
+        return config
+
+    def close(self) -> None:
+        self.batcher.close()
