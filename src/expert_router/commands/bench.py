@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--requests", type=int, default=4, metavar="N", help="answers per client (default: 4)")
     group.add_argument("--max-tokens", type=int, default=64, metavar="N", help="an answer's length (default: 64)")
     group.add_argument("--model", default="auto", metavar="NAME", help="auto (default), an expert, or general")
+    group.add_argument(
+        "--experts",
+        type=int,
+        metavar="N",
+        help="ask N experts in turn, copies of those there are included, whose models stay in the cache",
+    )
     group = parser.add_argument_group("cache")
     group.add_argument("--answers", type=int, default=2000, metavar="N", help="how many are timed (default: 2000)")
 
@@ -194,7 +202,9 @@ def _print_report(report: RoutingReport, *, show_wrong: bool) -> None:
 
 def _bench_engine(args: Namespace, settings: Settings) -> int:
     from expert_router.data.labelled import read_labelled
-    from expert_router.serving.build import build_dispatcher
+    from expert_router.evaluation.load import resident_mb, with_copies
+    from expert_router.serving.build import build_system
+    from expert_router.serving.parts import Parts, build_parts
 
     try:
         clients = [int(count) for count in args.clients.split(",")]
@@ -202,32 +212,49 @@ def _bench_engine(args: Namespace, settings: Settings) -> int:
         raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
     examples = read_labelled(settings.resolve(settings.paths.data) / "processed/routing_test.csv")
     questions = [example.query for example in examples if len(example.experts) == 1]
-    results = asyncio.run(
-        _measure(build_dispatcher(settings, progress=True, logged=False, cached=False), questions, clients, args)
-    )
+    parts, models = build_parts(settings, progress=True), [args.model]
+    with tempfile.TemporaryDirectory() as folder:
+        if args.experts:
+            copied = with_copies(parts.experts, settings.engine.base_model, args.experts, Path(folder))
+            parts, models = Parts(settings, {**parts.experts, **copied}, progress=True), list(copied)
+        dispatcher = build_system(parts, logged=False, cached=False)
+        before = resident_mb()
+        load_s, memory, results = asyncio.run(_measure(dispatcher, questions, clients, models, args))
+    loaded_mb, resident = (taken - before for taken in memory)
     if args.json:
         about = {"machine": machine(), "engine": settings.engine.name, "base_model": settings.engine.base_model}
-        print(json.dumps({**about, "results": [asdict(result) for result in results]}, indent=2))
+        taken = {"load_s": load_s, "loaded_mb": loaded_mb, "resident_mb": resident}
+        print(json.dumps({**about, **taken, "results": [asdict(result) for result in results]}, indent=2))
         return 0
     print(f"\n{settings.engine.name}, {settings.engine.base_model}, {args.max_tokens} tokens an answer   {machine()}")
-    print("clients   tokens/s   first token p50 / p95      whole answer p50 / p95")
+    print(f"ready in {load_s:.1f} s; {loaded_mb} MB taken then, {resident} MB in the end")
+    print("clients   tokens/s   first token p50 / p95      whole answer p50 / p95   CPU")
     for r in results:
         first, whole = r.first_token_s, r.answer_s
         first_ms = f"{first[0] * 1000:>12.0f} / {first[1] * 1000:.0f} ms"
-        print(f"{r.clients:>7}{r.tokens_per_s:>11.0f}{first_ms:<28}{whole[0]:>9.2f} / {whole[1]:.2f} s")
+        print(
+            f"{r.clients:>7}{r.tokens_per_s:>11.0f}{first_ms:<28}{whole[0]:>9.2f} / {whole[1]:.2f} s{r.cpu_s:>11.2f} s"
+        )
     return 0
 
 
-async def _measure(dispatcher: Any, questions: list[str], clients: list[int], args: Namespace) -> list[LoadResult]:
-    from expert_router.evaluation.load import measure_load
+async def _measure(
+    dispatcher: Any, questions: list[str], clients: list[int], models: list[str], args: Namespace
+) -> tuple[float, tuple[int, int], list[LoadResult]]:
+    from expert_router.evaluation.load import measure_load, resident_mb
 
     async def ask(clients: int, requests: int) -> LoadResult:
         return await measure_load(
-            dispatcher, questions, clients=clients, requests=requests, max_tokens=args.max_tokens, model=args.model
+            dispatcher, questions, clients=clients, requests=requests, max_tokens=args.max_tokens, models=models
         )
 
     try:
+        started = time.perf_counter()
+        for name in models if args.experts else []:
+            await dispatcher.engine.warm_up(dispatcher.experts[name])
         await ask(1, 2)  # loads the model
-        return [await ask(count, count * args.requests) for count in clients]
+        load_s, loaded_mb = time.perf_counter() - started, resident_mb()
+        results = [await ask(count, count * args.requests) for count in clients]
+        return load_s, (loaded_mb, resident_mb()), results
     finally:
         await dispatcher.close()
