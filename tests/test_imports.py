@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = {
     "torch", "transformers", "gradio", "sklearn", "pandas", "ray", "openvino_genai", "openvino", "onnxruntime",
-    "tokenizers", "pyarrow", "matplotlib", "rouge_score", "sacrebleu",
+    "tokenizers", "pyarrow", "matplotlib", "rouge_score", "sacrebleu", "xllamacpp",
 }  # fmt: skip
 SERVER = """
 import importlib, pkgutil

@@ -75,15 +75,18 @@ class RouterSettings(Section):
 
 class EngineSettings(Section):
     name: str = "openvino"
+    """`openvino`; `llamacpp`, which takes any GGUF and adds adapters while it runs (install the extra llamacpp);
+    `openai_http`, another server; or `echo`."""
     base_model: str = "qwen2.5-coder-0.5b-instruct"
     """An entry of models.lock; an expert's manifest may name another."""
     threads: int | None = Field(default=None, ge=1)
     """``None`` derives the count from the CPU quota and affinity."""
     max_model_bytes: int = Field(default=6 * 1024**3, ge=1)
-    """Loaded models beyond this are unloaded, least recently used first."""
+    """Loaded models beyond this are unloaded, least recently used first; `llamacpp`: and adapters left out."""
     kv_cache_bytes: int = Field(default=1024**3, ge=1)
     """Paged attention cache of one loaded model."""
     max_batch_size: int = Field(default=64, ge=1)
+    """Answers of one model at once; `llamacpp` has 16 at most, and the others wait."""
     stack_size: int = Field(default=8, ge=0)
     """So many experts' adapters share a copy of their base's weights and a batch; with 0 or 1 each is merged into its
     own."""

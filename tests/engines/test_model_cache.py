@@ -208,6 +208,20 @@ async def test_many_tasks_on_few_bytes_never_see_an_unloaded_model(shelf: Shelf)
     await until(lambda: len(cache.loaded()) <= 2)
 
 
+async def test_a_retired_model_goes_with_its_last_user_though_there_is_room(shelf: Shelf) -> None:
+    cache = shelf.cache()
+    await use(cache, "b")
+    async with cache.lease("a") as model:
+        cache.retire("a")
+        cache.retire("b")
+        await until(lambda: "unload b" in shelf.log)
+        assert model == "model a"
+        assert list(cache.loaded()) == ["a"]
+    await until(lambda: cache.loaded() == {})
+    cache.retire("a")  # nothing is there any more
+    assert shelf.log == ["load b", "load a", "unload b", "unload a"]
+
+
 async def test_closing_unloads_everything_and_refuses_what_comes(shelf: Shelf) -> None:
     cache = shelf.cache()
     for key in "ab":

@@ -67,6 +67,21 @@ def test_redis_without_its_client_names_the_extra(monkeypatch: pytest.MonkeyPatc
         answer_store(CacheSettings(store="redis"))
 
 
+def test_llamacpp_without_its_library_names_the_extra_and_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = settings(tmp_path).model_copy(update={"engine": EngineSettings(name="llamacpp")})
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match=r"pip install 'expert-router\[llamacpp\]'.*libgomp1"):
+        build_engine(build_parts(configured))
+
+
+def test_llamacpp_promises_no_reproducible_answers(tmp_path: Path) -> None:
+    asked = EngineSettings(name="llamacpp", reproducible=True)
+    with pytest.raises(ConfigError, match=r"set engine\.reproducible to false"):
+        build_engine(build_parts(settings(tmp_path).model_copy(update={"engine": asked})))
+
+
 def test_the_engine_that_evaluation_and_calibration_build_is_bare(tmp_path: Path) -> None:
     engine = build_engine(build_parts(settings(tmp_path)))
     assert isinstance(engine, EchoEngine)

@@ -130,22 +130,30 @@ class Merge:
         delta_OI = self._lora.delta(name)
         if delta_OI.shape != values_OI.shape:
             raise WeightsError(f"The adapter's {name} has shape {delta_OI.shape}, the base model's {values_OI.shape}.")
-        if self._heads.architecture == _PERMUTED_ARCHITECTURE:
-            if name.endswith("attn_q.weight"):
-                delta_OI = permuted(delta_OI, self._heads.query)
-            elif name.endswith("attn_k.weight"):
-                delta_OI = permuted(delta_OI, self._heads.key)
-        return values_OI + delta_OI
+        return values_OI + in_gguf_order(name, delta_OI, self._heads)
 
     def finish(self) -> int:
         """How many modules were merged. Raises ``WeightsError`` when the model lacks one of the adapter's."""
-        if self._left:
-            missing = ", ".join(sorted(self._left)[:3])
-            raise WeightsError(
-                f"{len(self._left)} of the adapter's {len(self._lora.modules)} modules are not in the base model "
-                f"({missing}): it was trained on another one."
-            )
+        refuse_missing(self._left, self._lora)
         return len(self._lora.modules)
+
+
+def refuse_missing(missing: set[str], lora: LoraWeights) -> None:
+    """Raises ``WeightsError`` when there is a module of the adapter that the base model lacks."""
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} of the adapter's {len(lora.modules)} modules are not in the base model "
+            f"({', '.join(sorted(missing)[:3])}): it was trained on another one."
+        )
+
+
+def in_gguf_order(name: str, rows_OI: NDArray[np.float32], heads: Heads) -> NDArray[np.float32]:
+    """A tensor's output rows, from transformers' order to that of the GGUF file."""
+    if heads.architecture != _PERMUTED_ARCHITECTURE:
+        return rows_OI
+    if name.endswith("attn_q.weight"):
+        return permuted(rows_OI, heads.query)
+    return permuted(rows_OI, heads.key) if name.endswith("attn_k.weight") else rows_OI
 
 
 def permuted(rows_OI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

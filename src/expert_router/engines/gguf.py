@@ -59,7 +59,7 @@ def requantise(
     file cannot be read, holds a kind of tensor that gguf cannot convert, or does not fit the adapter.
     """
     reader = open_gguf(source)
-    merge = Merge(lora or LoraWeights(1.0, {}), _heads(reader, source))
+    merge = Merge(lora or LoraWeights(1.0, {}), read_heads(reader, source))
     writer = gguf.GGUFWriter(target, str(metadata_value(reader, ARCHITECTURE, source)))
     copy_metadata(reader, writer, without=_OF_THE_FORMAT)
     writer.add_file_type(_FILE_TYPES[quantization])
@@ -79,7 +79,8 @@ def requantise(
     return merged
 
 
-def _heads(reader: Any, path: Path) -> Heads:
+def read_heads(reader: Any, path: Path) -> Heads:
+    """Of an open GGUF file. Raises ``WeightsError`` when its metadata lack them."""
     architecture = str(metadata_value(reader, ARCHITECTURE, path))
     query = int(metadata_value(reader, f"{architecture}.attention.head_count", path))
     shared = reader.get_field(f"{architecture}.attention.head_count_kv")

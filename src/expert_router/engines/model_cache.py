@@ -28,6 +28,7 @@ class _Entry(Generic[M]):
     loading: Future[M]
     leases: int = 0
     size_bytes: int = 0
+    retired: bool = False
 
 
 class ModelCache(Generic[M]):
@@ -65,6 +66,13 @@ class ModelCache(Generic[M]):
         finally:
             self._give_back(entry)
 
+    def retire(self, key: str) -> None:
+        """Unload it as soon as nobody uses it, whatever there is room for. The key is not to be asked for again."""
+        with self._lock:
+            if key in self._entries and not self._closed:
+                self._entries[key].retired = True
+                self._loader.submit(self._evict)
+
     def loaded(self) -> dict[str, M]:
         with self._lock:
             return {key: entry.loading.result() for key, entry in self._entries.items() if self._is_usable(entry)}
@@ -101,7 +109,7 @@ class ModelCache(Generic[M]):
     def _give_back(self, entry: _Entry[M]) -> None:
         with self._lock:
             entry.leases -= 1
-            if entry.leases == 0 and not self._closed and self._surplus() > 0:
+            if entry.leases == 0 and not self._closed and (entry.retired or self._surplus() > 0):
                 self._loader.submit(self._evict)
 
     def _load_and_evict(self, key: str) -> M:
@@ -128,10 +136,10 @@ class ModelCache(Generic[M]):
 
     def _pop_surplus(self) -> list[_Entry[M]]:
         popped: list[_Entry[M]] = []
-        for key, entry in list(self._entries.items())[:-1]:
-            if self._surplus() <= 0:
-                break
-            if entry.leases == 0 and _is_loaded(entry):
+        for position, (key, entry) in enumerate(list(self._entries.items()), start=1):
+            older = position < len(self._entries) + len(popped)
+            unwanted = entry.retired or (older and self._surplus() > 0)
+            if unwanted and entry.leases == 0 and _is_loaded(entry):
                 popped.append(self._entries.pop(key))
         return popped
 

@@ -12,7 +12,7 @@ from expert_router.caching.similar import SimilarAnswers
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
 from expert_router.data.labelled import LabelledQuestion, read_labelled
 from expert_router.decision_log import DecisionStore
-from expert_router.engines.threads import inference_threads
+from expert_router.engines.threads import inference_threads, usable_cpus
 from expert_router.errors import ConfigError
 from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
@@ -27,20 +27,26 @@ from expert_router.weights import load_lock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
+    from expert_router.engines.llama_files import BaseFile
+    from expert_router.engines.llamacpp import LlamaSource
     from expert_router.engines.openvino import ModelSource, OpenVINOEngine
     from expert_router.engines.prepared import PreparedModel
     from expert_router.ports import AnswerStore, Engine, Router
     from expert_router.routing.added import AddedHead
     from expert_router.routing.nearest import Examples, WithTaught
     from expert_router.settings import CacheSettings, Settings
-    from expert_router.types import Adapter, Expert
+    from expert_router.types import Adapter, Expert, Quantization
+    from expert_router.weights import LockedModel
 
 logger = logging.getLogger(__name__)
 
 ROUTERS: Registry[Router] = Registry("router")
 ENGINES: Registry[Engine] = Registry("engine")
 
+EMBEDDED = ("openvino", "llamacpp")
+"""The engines that load weights into this process."""
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
 
@@ -196,11 +202,12 @@ def build_engine(parts: Parts) -> Engine:
 
 
 async def prove(settings: Settings, expert: Expert) -> None:
-    """What the embedded engine does before an expert answers: merge all of its adapter, and ask for the canary.
+    """What the embedded engine does before an expert answers: take all of its adapter, and ask for the canary.
 
     Raises ``NotReadyError`` when the expert is refused.
     """
-    engine = ENGINES["openvino"](Parts(settings, {expert.name: expert}, progress=True))
+    name = settings.engine.name if settings.engine.name in EMBEDDED else "openvino"
+    engine = ENGINES[name](Parts(settings, {expert.name: expert}, progress=True))
     try:
         await engine.warm_up(expert)
     finally:
@@ -224,18 +231,18 @@ def prepare_base_model(
     """A base model, perhaps with an adapter, made ready for the embedded engine; up to a minute the first time."""
     from expert_router.engines.prepared import prepare_model
 
+    weights, sha256 = _gguf_file(settings, name, progress=progress)
+    cache = settings.resolve(settings.paths.cache)
+    return prepare_model(name, weights, sha256, cache, adapter=adapter, progress=progress)
+
+
+def _gguf_file(settings: Settings, name: str, *, progress: bool) -> tuple[Path, str]:
+    """A base model's file and its hash."""
     model, files = fetch_model(settings, name, progress=progress)
     if len(files) != 1:
         raise ConfigError(f"The base model {name!r} of models.lock must be one GGUF file; it has {len(files)} files.")
     (weights,) = files.values()
-    return prepare_model(
-        name,
-        weights,
-        model.files[0].sha256,
-        settings.resolve(settings.paths.cache),
-        adapter=adapter,
-        progress=progress,
-    )
+    return weights, model.files[0].sha256
 
 
 @ROUTERS.register("embedding")
@@ -316,9 +323,6 @@ def _embedded_engine(parts: Parts) -> OpenVINOEngine:
     from expert_router.engines.openvino import OpenVINOEngine
 
     engine = parts.settings.engine
-    configured = {engine.base_model, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}
-    variants = [variant for expert in parts.experts.values() for variant in expert.serve_as.items()]
-    names = configured | {variant.base for base, variant in variants if base in configured}
     options = OpenVINOOptions(
         default_model=engine.base_model,
         threads=inference_threads(engine.threads),
@@ -329,18 +333,84 @@ def _embedded_engine(parts: Parts) -> OpenVINOEngine:
         repetition_penalty=engine.repetition_penalty,
         stack_size=engine.stack_size,
     )
-    sources = {name: _model_source(parts.settings, name, progress=parts.progress) for name in names}
+    sources = {
+        name: _model_source(parts.settings, name, locked, progress=parts.progress)
+        for name, locked in _base_models(parts).items()
+    }
     return OpenVINOEngine(sources, options, parts.experts.values())
 
 
-def _model_source(settings: Settings, name: str, *, progress: bool) -> ModelSource:
-    from expert_router.engines.openvino import ModelSource
+def _base_models(parts: Parts) -> dict[str, LockedModel]:
+    """Those that some expert answers on. Raises ``ConfigError`` when one is not in models.lock."""
+    default = parts.settings.engine.base_model
+    configured = {default, *(expert.base_model for expert in parts.experts.values() if expert.base_model)}
+    variants = [variant for expert in parts.experts.values() for variant in expert.serve_as.items()]
+    names = configured | {variant.base for base, variant in variants if base in configured}
+    lock = load_lock(parts.settings.resolve(parts.settings.paths.models_lock))
+    for name in names:
+        if name not in lock:
+            raise ConfigError(f"The base model {name!r} is not in models.lock. Known: {', '.join(lock)}.")
+    return {name: lock[name] for name in names}
 
-    lock = load_lock(settings.resolve(settings.paths.models_lock))
-    if name not in lock:
-        raise ConfigError(f"The base model {name!r} is not in models.lock. Known: {', '.join(lock)}.")
+
+def _model_source(settings: Settings, name: str, locked: LockedModel, *, progress: bool) -> ModelSource:
+    from expert_router.engines.openvino import ModelSource
 
     def prepare(adapter: Adapter | None) -> PreparedModel:
         return prepare_base_model(settings, name, adapter, progress=progress)
 
-    return ModelSource(prepare, lock[name].canary, lock[name].files[0].sha256, progress)
+    return ModelSource(prepare, locked.canary, locked.files[0].sha256, progress)
+
+
+@ENGINES.register("llamacpp")
+def _llamacpp(parts: Parts) -> Engine:
+    from expert_router.engines.llama_server import LlamaOptions, load_library
+    from expert_router.engines.llamacpp import LlamaCppEngine
+
+    engine = parts.settings.engine
+    if engine.reproducible:
+        raise ConfigError(
+            "llamacpp rounds by what is computed together: set engine.reproducible to false, or openvino."
+        )
+    try:
+        load_library()
+    except ImportError as error:
+        raise ConfigError(
+            f"engine.name is llamacpp, which needs xllamacpp ({error}): pip install 'expert-router[llamacpp]', and "
+            "OpenMP's library (Debian: libgomp1)"
+        ) from error
+    threads = inference_threads(engine.threads)
+    options = LlamaOptions(
+        threads=threads,
+        lone_threads=engine.threads or max(1, min(threads, usable_cpus() - 1)),
+        kv_cache_bytes=engine.kv_cache_bytes,
+        max_batch_size=engine.max_batch_size,
+        repetition_penalty=engine.repetition_penalty,
+    )
+    sources = {
+        name: _llama_source(parts.settings, name, locked, progress=parts.progress)
+        for name, locked in _base_models(parts).items()
+    }
+    return LlamaCppEngine(
+        sources,
+        options,
+        default_model=engine.base_model,
+        max_model_bytes=engine.max_model_bytes,
+        experts=parts.experts.values(),
+    )
+
+
+def _llama_source(settings: Settings, name: str, locked: LockedModel, *, progress: bool) -> LlamaSource:
+    from expert_router.engines.llama_files import base_file, lora_file
+    from expert_router.engines.llamacpp import LlamaSource
+
+    cache = settings.resolve(settings.paths.cache)
+
+    def base(quantization: Quantization) -> BaseFile:
+        weights, sha256 = _gguf_file(settings, name, progress=progress)
+        return base_file(name, weights, sha256, cache, quantization=quantization, progress=progress)
+
+    def lora(adapter: Adapter, base: BaseFile) -> Path:
+        return lora_file(adapter, base, cache)
+
+    return LlamaSource(base, lora, locked.canary, locked.files[0].sha256)
