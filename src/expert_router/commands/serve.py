@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 from importlib.util import find_spec
@@ -37,6 +38,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> int:
+    # Before numpy is imported: its matrices here are small, the cores are the engine's, and a thread of OpenBLAS that
+    # misses its wake-up leaves the one that waits for it spinning for ever (docs/log.md).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from expert_router.observability import configure_logging
     from expert_router.serving.build import build_system, prepare_base_model
     from expert_router.serving.parts import build_parts
