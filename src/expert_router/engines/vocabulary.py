@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
     """As ``openvino_genai.Tokenizer.decode`` does it: special tokens are left out, and bytes that are no character.
 
-    Each token is compared with it; where one is something else than its bytes, it is the tokenizer's own method.
+    Each token is compared with what it makes of it; where one is not its bytes, the tokenizer decodes as before.
     """
     pieces: dict[int, bytes] = {token: piece for piece, token in tokenizer.get_vocab().items()}
     texts: list[str] = tokenizer.decode([[token] for token in pieces])
