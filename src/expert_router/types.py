@@ -342,7 +342,7 @@ class Feedback:
     experts: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Seconds since the request arrived; ``None`` where the step was not reached.
 

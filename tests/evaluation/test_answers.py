@@ -49,7 +49,8 @@ NAP = Question("How long should a nap be?", "sleep", ("A nap of twenty minutes h
 
 def answer(text: str, *read: object, by: tuple[str, ...] = ("sleep",)) -> Answer:
     sources = (Sources("sleep", tuple(Found(passage, 1.0) for passage in read)),) if read else ()  # type: ignore[arg-type]
-    return Answer(NAP.text, text, forced("sleep", "Sleep"), by, "stop", Usage(9, 3), Timings(0.001, 0.2, 0.5), sources)
+    timings = Timings(route_s=0.001, first_token_s=0.2, total_s=0.5)
+    return Answer(NAP.text, text, forced("sleep", "Sleep"), by, "stop", Usage(9, 3), timings, sources)
 
 
 # One answer

@@ -102,7 +102,7 @@ class _Started:
         """What is known so far."""
         queue_s = next((event.queue_s for event in self._taken if isinstance(event, Accepted)), None)
         searches = [event.retrieve_s for event in self._taken if isinstance(event, Sources)]
-        return Timings(routed.route_s, queue_s, max(searches, default=None))
+        return Timings(route_s=routed.route_s, queue_s=queue_s, retrieve_s=max(searches, default=None))
 
     async def rest(self) -> AsyncGenerator[Event]:
         if self._ahead is not None:

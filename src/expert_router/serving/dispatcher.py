@@ -76,7 +76,13 @@ class _Progress:
         return time.perf_counter() - self.started
 
     def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
-        timings = Timings(self.route_s, self.queue_s, self.retrieve_s, self.first_token_s, self.elapsed_s())
+        timings = Timings(
+            route_s=self.route_s,
+            queue_s=self.queue_s,
+            retrieve_s=self.retrieve_s,
+            first_token_s=self.first_token_s,
+            total_s=self.elapsed_s(),
+        )
         usage = Usage(self.prompt_tokens, self.completion_tokens)
         return Done(self.finish_reason, usage, timings, parts, self.cache, self.similar_to)
 
