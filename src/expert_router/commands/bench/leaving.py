@@ -156,6 +156,9 @@ def _interrupted_batch(parts: Parts) -> float:
     from expert_router.evaluation.leaving import Held
     from expert_router.facade import ExpertRouter
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # else it is ignored where a shell runs this behind its back
     dispatcher = _system(parts)
     asyncio.run(dispatcher.engine.warm_up(dispatcher.experts["general"]))
     interrupted_at = 0.0
