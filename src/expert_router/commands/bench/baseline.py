@@ -61,7 +61,7 @@ def run(args: Namespace, settings: Settings) -> int:
     experts = tuple(parts.experts.values())
     with original(OriginalSetup(file, base, experts, args.tokens, threads, args.dtype)) as ask:
         results, peak = asyncio.run(_measure(args, clients, questions, _dispatchers(parts), ask))
-    memory = {"original": peak, "ours": peak_memory_bytes()}
+        memory = {"original": peak, "ours": peak_memory_bytes()}  # before the original's process is a child that ended
     if args.json:
         about = {"machine": machine(), "base_model": base, "dtype": args.dtype, "tokens": args.tokens}
         print(json.dumps({**about, "peak_bytes": memory, "results": [asdict(each) for each in results]}, indent=2))
