@@ -81,7 +81,7 @@ def original(setup: OriginalSetup) -> Iterator[Callable[[str], OriginalAnswer]]:
 
 
 def peak_memory_bytes() -> int:
-    """Of this process so far, and of the largest one that it started and that has ended: a model's, once it is closed."""
+    """Of this process so far, and of the largest that it started and that has ended: a model, once it is closed."""
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux
 
