@@ -1,6 +1,7 @@
 """What the routes are handed: the running system, and the request's disconnect.
 
-Async functions all: FastAPI calls others in a worker thread, which costs a request more than what they do.
+What routes depend on are async functions: FastAPI calls others in a worker thread, which costs a request more than what
+they do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
-from expert_router.types import CacheUse  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
     from expert_router.live.experts import LiveExperts
+    from expert_router.types import CacheUse
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,6 @@ class System:
 
 
 async def running_system(request: Request) -> System:
-    # Like all that routes depend on a coroutine: FastAPI sends a plain function to a worker thread, which takes longer.
     system: System = request.app.state.system
     return system
 
@@ -74,12 +74,7 @@ async def _read_examples(dispatcher: Dispatcher) -> None:
         logger.warning("explanations name no examples", extra={"reason": error.message})
 
 
-async def cache_use(
-    cache_control: Annotated[
-        list[str] | None,
-        Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),
-    ] = None,
-) -> CacheUse:
+def cache_use(cache_control: Sequence[str] | None) -> CacheUse:
     """What the request's ``Cache-Control`` asks for (RFC 9111, 5.2.1); what it does not name is as always."""
     directives = {directive.strip().lower() for directive in ",".join(cache_control or ()).split(",")}
     if "no-store" in directives:
@@ -87,12 +82,7 @@ async def cache_use(
     return "renew" if directives & {"no-cache", "max-age=0"} else "use"
 
 
-def wait_s(
-    prefer: Annotated[
-        list[str] | None,
-        Header(description="`wait=10`: wait 10 s at most to be let in, and not at all where that would be in vain"),
-    ] = None,
-) -> float | None:
+def wait_s(prefer: Sequence[str] | None) -> float | None:
     """Seconds that the request's ``Prefer: wait`` names (RFC 7240, 4.3); what is not a whole number is ignored."""
     for preference in ",".join(prefer or ()).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
@@ -122,12 +112,18 @@ class Caller:
     wait_s: float | None = None
 
 
-def caller(
+async def caller(
     request: Request,
-    cache: Annotated[CacheUse, Depends(cache_use)],
-    wait: Annotated[float | None, Depends(wait_s)],
+    cache_control: Annotated[
+        list[str] | None,
+        Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None,
+        Header(description="`wait=10`: wait 10 s at most to be let in, and not at all where that would be in vain"),
+    ] = None,
 ) -> Caller:
-    return Caller(sender(request), cache, wait)
+    return Caller(sender(request), cache_use(cache_control), wait_s(prefer))
 
 
 CallerDep = Annotated[Caller, Depends(caller)]
