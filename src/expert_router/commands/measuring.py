@@ -35,6 +35,13 @@ def chosen_names(joined: str | None, known: Sequence[str], option: str) -> list[
     return list(dict.fromkeys(names))
 
 
+def numbers(joined: str, option: str) -> list[int]:
+    try:
+        return [int(number) for number in joined.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers joined by commas, not {joined!r}.") from None
+
+
 def new_folder(output: Path | None, settings: Settings, kind: str) -> Path:
     """``output``, or one named by ``kind`` and the time; made before anything is asked: no report is written over."""
     folder = output or settings.home / RUNS / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"

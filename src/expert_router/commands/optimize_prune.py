@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.commands.measuring import numbers
 from expert_router.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -67,10 +68,7 @@ def _given(args: Namespace, count: int) -> list[int]:
                 f"--layers takes a number from 1 to {count - 1}, not {args.layers}: there are {count} layers."
             )
         return []
-    try:
-        layers = sorted({int(layer) for layer in args.without.split(",")})
-    except ValueError:
-        raise ConfigError(f"--without takes numbers joined by commas, not {args.without!r}.") from None
+    layers = sorted(set(numbers(args.without, "--without")))
     if not set(layers) < set(range(count)):
         raise ConfigError(f"--without takes some of the layers 0 to {count - 1}, not all: {args.without}.")
     return layers

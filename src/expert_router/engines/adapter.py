@@ -63,6 +63,11 @@ class LoraWeights:
     scale: float
     modules: dict[str, LowRank]
 
+    @property
+    def rank(self) -> int:
+        """That of all modules, which ``read_lora`` sees to."""
+        return int(next(iter(self.modules.values())).a_RI.shape[0])
+
     def delta(self, tensor_name: str) -> NDArray[np.float32]:
         """Shape (O, I), as transformers orders the rows."""
         module = self.modules[tensor_name]

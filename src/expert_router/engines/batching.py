@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
-from expert_router.engines.stepping import Counters, Event, TokenBatch, is_last
+from expert_router.engines.slots import TokenCounters
+from expert_router.engines.stepping import Event, TokenBatch, is_last
 from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Batcher:
         self._requests: dict[int, _Request] = {}
         self._door = threading.Lock()  # no request comes in behind the end, where nobody would see it
         self._ended: str | None = None
-        self.counters = Counters()
+        self.counters = TokenCounters()
         # Not by the caller: a full connection is emptied between steps only, and an event loop cannot wait so long.
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"to-{name}")
         self._reader = threading.Thread(target=self._read, name=f"from-{name}", daemon=True)

@@ -32,10 +32,14 @@ def adapter_canary(adapter: Adapter) -> Canary:
 def check_canary(model: LoadedModel, canary: Canary, slot: int = 0) -> None:
     """Proof that the loaded model is the one meant. Raises ``NotReadyError`` when it answers otherwise."""
     answer = canary_answer(model, canary.prompt, slot)
+    compare(model.name, canary, answer, "Delete its folder under the cache's prepared/ and start again.")
+
+
+def compare(name: str, canary: Canary, answer: str, remedy: str) -> None:
+    """Raises ``NotReadyError`` when the answer does not begin with the recorded one; ``remedy`` says what to do."""
     if not answer.startswith(canary.answer):
         raise NotReadyError(
-            f"{model.name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
-            "Delete its folder under the cache's prepared/ and start again."
+            f"{name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. {remedy}"
         )
 
 

@@ -100,8 +100,7 @@ def write_lora_file(adapter: Path, base: BaseFile, target: Path) -> int:
     writer = gguf.GGUFWriter(target, base.heads.architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    rank = next(iter(lora.modules.values())).a_RI.shape[0]  # that of all: read_lora sees to it
-    writer.add_float32("adapter.lora.alpha", lora.scale * rank)
+    writer.add_float32("adapter.lora.alpha", lora.scale * lora.rank)
     for name, module in lora.modules.items():
         shape = (module.b_OR.shape[0], module.a_RI.shape[1])
         if shape != base.shapes[name]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from expert_router.engines.slots import SlotCounters
+from expert_router.engines.slots import TokenCounters
 from expert_router.engines.turns import Ticket, Turns
 from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
 
@@ -75,11 +75,6 @@ class Piece:
     log_prob: float | None = None
 
 
-@dataclass(slots=True)
-class Counters(SlotCounters):
-    generated_tokens: int = 0
-
-
 @dataclass(eq=False, slots=True)
 class _Request(Ticket):
     body: dict[str, Any]
@@ -109,7 +104,7 @@ class LlamaServer:
     def __init__(self, name: str, base: BaseFile, loras: Mapping[str, Path], options: LlamaOptions) -> None:
         self.name = name
         self.adapters = tuple(loras)
-        self.counters = Counters()
+        self.counters = TokenCounters()
         self._penalty = options.repetition_penalty
         self._counting = threading.Lock()
         self._closed = False

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from math import exp
 from typing import TYPE_CHECKING
 
-from expert_router.engines.canary import adapter_canary
+from expert_router.engines.canary import adapter_canary, compare
 from expert_router.engines.llama_files import RECIPE
 from expert_router.engines.llama_server import LlamaServer, cached_tokens
 from expert_router.engines.model_cache import ModelCache
@@ -271,11 +271,7 @@ def check_adapter(server: LlamaServer, adapter: Adapter) -> None:
 def check_canary(server: LlamaServer, canary: Canary, adapter: str | None, name: str) -> None:
     """Raises ``NotReadyError`` when it answers otherwise than was recorded."""
     answer = greedy_answer(server, canary.prompt, adapter)
-    if not answer.startswith(canary.answer):
-        raise NotReadyError(
-            f"{name} is refused: asked {canary.prompt!r} it answered {answer!r} instead of {canary.answer!r}. "
-            "Delete the cache's folder llamacpp/ and start again."
-        )
+    compare(name, canary, answer, "Delete the cache's folder llamacpp/ and start again.")
 
 
 def greedy_answer(server: LlamaServer, prompt: str, adapter: str | None) -> str:

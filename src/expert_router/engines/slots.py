@@ -36,3 +36,10 @@ class SlotCounters:
             self.finished += 1
         finally:
             self.running -= 1
+
+
+@dataclass(slots=True)
+class TokenCounters(SlotCounters):
+    """Of an engine that counts what it generates, too."""
+
+    generated_tokens: int = 0

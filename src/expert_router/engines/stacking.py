@@ -92,7 +92,7 @@ class _Choice:
         from openvino import opset13 as ops
 
         self.slots = len(adapters) + 1
-        self._columns = np.repeat(np.arange(1, self.slots), [rank_of(adapter) for adapter in adapters])
+        self._columns = np.repeat(np.arange(1, self.slots), [adapter.rank for adapter in adapters])
         self._masks: dict[int, Any] = {}
         plain, slot = ops.mod(ids, whole(vocabulary)), ops.divide(ids, whole(vocabulary))
         for reader in ids.get_target_inputs():
@@ -110,10 +110,6 @@ class _Choice:
             columns = np.concatenate([np.tile(self._columns, layers), np.zeros(padding, dtype=int)])
             self._masks[layers] = ops.gather(self.one_hot, whole(columns), whole(2))
         return self._masks[layers]
-
-
-def rank_of(adapter: LoraWeights) -> int:
-    return int(next(iter(adapter.modules.values())).a_RI.shape[0])
 
 
 def whole(values: Any) -> Any:
@@ -196,16 +192,16 @@ def _widen(group: Sequence[_Linear], adapters: Sequence[LoraWeights], choice: _C
 def _half_a(adapter: LoraWeights, layer: _Linear) -> NDArray[np.float32]:
     """Shape (rank, I): zeros where the adapter leaves the layer as it is."""
     module = adapter.modules.get(layer.name)
-    return np.zeros((rank_of(adapter), layer.shape[1]), np.float32) if module is None else module.a_RI
+    return np.zeros((adapter.rank, layer.shape[1]), np.float32) if module is None else module.a_RI
 
 
 def _with_b(group: Sequence[_Linear], number: int, adapters: Sequence[LoraWeights], columns: int) -> _Linear:
     """The layer with its adapters' B beside its weights, in groups of the same size, and 0 for other layers' A."""
     layer = group[number]
     b_OT = np.zeros((layer.shape[0], columns), np.float32)
-    start = number * sum(map(rank_of, adapters))
+    start = number * sum(adapter.rank for adapter in adapters)
     for adapter in adapters:
-        end = start + rank_of(adapter)
+        end = start + adapter.rank
         if (module := adapter.modules.get(layer.name)) is not None:
             b_OT[:, start:end] = adapter.scale * module.b_OR
         start = end

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from expert_router.engines.slots import SlotCounters
+from expert_router.engines.slots import TokenCounters
 from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ class TokenBatch:
     log_prob: float = 0.0
 
 
-@dataclass(slots=True)
-class Counters(SlotCounters):
-    generated_tokens: int = 0
-
-
 Event = TokenBatch | ExpertRouterError
 
 
@@ -50,7 +45,7 @@ class Stepper:
     """``pipeline`` has ``add_request`` and ``step`` as ``openvino_genai.ContinuousBatchingPipeline`` has.
 
     It is sent ``("add", number, prompt, config)`` and ``("cancel", number)``, and sends its counters with the events
-    of each step: ``(Counters, [(number, event), ...])``.
+    of each step: ``(TokenCounters, [(number, event), ...])``.
     """
 
     def __init__(self, pipeline: Any, connection: Connection[Any, Any]) -> None:
@@ -58,8 +53,8 @@ class Stepper:
         self._connection = connection
         self._active: dict[int, Any] = {}
         self._leaving = 0
-        self._counters = Counters()
-        self._reported = Counters()
+        self._counters = TokenCounters()
+        self._reported = TokenCounters()
 
     def run(self) -> None:
         """Until the other side closes the connection."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from expert_router.commands.measuring import TEST_SPLIT, machine
+from expert_router.commands.measuring import TEST_SPLIT, machine, numbers
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ def run(args: Namespace, settings: Settings) -> int:
 def _clients(args: Namespace, settings: Settings) -> list[int]:
     if settings.engine.name != "openvino":
         raise ConfigError("bench baseline compares with the embedded engine: name a profile with openvino.")
-    try:
-        clients = [int(count) for count in args.clients.split(",")]
-    except ValueError:
-        raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
+    clients = numbers(args.clients, "--clients")
     if min(*clients, args.answers, args.rounds, args.tokens) < 1:
         raise ConfigError("bench baseline takes clients, answers, rounds and tokens from 1 on.")
     return clients

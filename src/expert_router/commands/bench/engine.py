@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from expert_router.commands.measuring import TEST_SPLIT, machine
-from expert_router.errors import ConfigError
+from expert_router.commands.measuring import TEST_SPLIT, machine, numbers
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -31,10 +30,7 @@ def run(args: Namespace, settings: Settings) -> int:
     from expert_router.data.labelled import read_labelled
     from expert_router.serving.build import build_dispatcher
 
-    try:
-        clients = [int(count) for count in args.clients.split(",")]
-    except ValueError:
-        raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
+    clients = numbers(args.clients, "--clients")
     examples = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)
     questions = [example.query for example in examples if len(example.experts) == 1]
     results = asyncio.run(

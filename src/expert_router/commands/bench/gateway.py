@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from expert_router.commands.measuring import TEST_SPLIT, machine
+from expert_router.commands.measuring import TEST_SPLIT, machine, numbers
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ def run(args: Namespace, settings: Settings) -> int:
 
 
 def _clients(args: Namespace) -> list[int]:
-    try:
-        clients = [int(count) for count in args.clients.split(",")]
-    except ValueError:
-        raise ConfigError(f"--clients takes numbers joined by commas, not {args.clients!r}.") from None
+    clients = numbers(args.clients, "--clients")
     if min(*clients, args.rounds) < 1 or not 0 < args.seconds <= LONGEST_S:
         raise ConfigError(f"bench gateway takes clients and rounds from 1 on, and rounds of at most {LONGEST_S} s.")
     return clients
