@@ -49,11 +49,17 @@ check: $(VENV)/.dev  ## format, lint, types, dependency direction
 data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
 	$(BIN)/expert-router prepare
 
-train: $(VENV)/.train  ## train both experts on the configured base, install their adapters, find when they refuse
-	$(BIN)/expert-router $(CONFIG) train expert sleep --install
-	$(BIN)/expert-router $(CONFIG) train expert cars --install
-	$(BIN)/expert-router $(CONFIG) train abstention sleep
-	$(BIN)/expert-router $(CONFIG) train abstention cars
+# How the shipped adapters and rules were made, on the tiny profile's base otherwise than on the default one.
+tiny := $(filter tiny,$(PROFILE))
+RECIPE := --passes 2 $(if $(tiny),--rank 4 --learning-rate 2e-3)
+FALSE_REFUSALS_sleep := $(if $(tiny),0.05,0.03)
+FALSE_REFUSALS_cars := $(if $(tiny),0.05,0.015)
+
+train: train-sleep train-cars  ## train both experts on the configured base, install their adapters, find when they refuse
+
+train-%: $(VENV)/.train
+	$(BIN)/expert-router $(CONFIG) train expert $* $(RECIPE) --install
+	$(BIN)/expert-router $(CONFIG) train abstention $* $(if $(FALSE_REFUSALS_$*),--false-refusals $(FALSE_REFUSALS_$*))
 
 train-router: $(VENV)/.serve  ## fit the router on data/processed
 	$(BIN)/expert-router train router

@@ -284,12 +284,22 @@ def _shell_lines() -> list[str]:
     ]
 
 
+def _recipe_lines() -> list[str]:
+    """What the Makefile's targets would run, with its variables as they are for either base."""
+    targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
+    return [
+        line
+        for profile in ("", "tiny")
+        for line in subprocess.check_output(
+            ["make", "--dry-run", *targets, f"PROFILE={profile}"], cwd=ROOT, text=True
+        ).splitlines()
+    ]
+
+
 def documented_commands() -> list[str]:
     """What follows ``expert-router`` wherever it is written, ``bench engine`` alone included."""
     written = [*_shell_lines(), *(span for text in DOCS.values() for span in spans(text))]
-    written += [
-        line.strip().lstrip("@") for line in MAKEFILE.replace("$(BIN)/", "").replace("$(CONFIG) ", "").splitlines()
-    ]
+    written += [line.removeprefix(".venv/bin/") for line in _recipe_lines()]
     after = [line.removeprefix("expert-router ") for line in written if line.startswith("expert-router ")]
     alone = [span for span in written if re.match(rf"({'|'.join(commands.VERBS)}) ", span)]
     return sorted({*after, *alone})

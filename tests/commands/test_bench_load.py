@@ -49,6 +49,15 @@ def test_each_concurrency_is_measured_and_reported(cli: CommandLine, server: Ser
     assert "is there already" in one_line(cli.run("bench", "load", "--url", server.url, "--output", str(folder)))
 
 
+def test_each_rate_is_measured_and_reported(cli: CommandLine, server: Server, tmp_path: Path) -> None:
+    options = ("--rate", "100,50", "--requests", "10", "--json", "--output", str(tmp_path / "load"))
+    done = cli.run("bench", "load", "--url", server.url, *options)
+    assert done.status == 0, done.error
+    levels = json.loads(done.out)["levels"]
+    assert [(level["rate"], level["answered"]) for level in levels] == [(50.0, 10), (100.0, 10)]
+    assert levels[0]["seconds"] > levels[1]["seconds"]  # the same arrivals, twice as fast
+
+
 def test_interrupted_it_reports_what_was_measured(cli: CommandLine, server: Server, tmp_path: Path) -> None:
     def finished() -> int:
         return int(server.counts().get("finished", 0))  # type: ignore[call-overload,no-any-return]
@@ -78,7 +87,8 @@ def test_a_server_that_cannot_answer_is_said_before_anything_is_measured(cli: Co
     [
         (("--url", "http://127.0.0.1:9"), "No server answers at http://127.0.0.1:9"),
         (("--url", "127.0.0.1"), "--url takes an address like http://127.0.0.1:8000"),
-        (("--concurrency", "1,0"), "--concurrency takes numbers from 1 on"),
+        (("--concurrency", "1,0"), "--concurrency takes numbers above 0"),
+        (("--rate", "2,inf"), "--rate takes numbers above 0"),
         (("--seconds", "nan"), "--seconds takes a number above 0"),
     ],
 )

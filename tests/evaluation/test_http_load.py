@@ -21,6 +21,7 @@ from expert_router.evaluation.http_load import (
     ask,
     find_target,
     measure_level,
+    measure_rate,
     open_client,
 )
 from support import BOTH_QUESTION, CARS_QUESTION, SLEEP_QUESTION, UNSURE_QUESTION, serve
@@ -121,6 +122,24 @@ async def test_an_answer_that_breaks_off_says_how(other: Upstream, events: tuple
     other.events = events
     sample = await sample_of(other.base_url)
     assert (sample.status, said in sample.error) == (200, True)
+
+
+async def test_at_a_rate_nobody_waits_for_another_and_who_is_refused_does_not_come_back() -> None:
+    with serve(EchoEngine(EchoScript(hang_after_tokens=0)), max_running=2, max_queue=0) as server:
+        level = Level(0, rate=400.0)
+        async with open_client(server.url, 1) as client:
+            await measure_rate(
+                level,
+                lambda question: ask(client, Target(server.url, "auto", ours=True), Asking(64), question),
+                cycle([SLEEP, CARS]),
+                requests=20,
+                seconds=None,
+                seed=1,
+                done=lambda: None,
+            )
+    assert sorted(sample.status for sample in level.samples) == [0] * 2 + [429] * 18
+    assert level.clients > 2
+    assert 1 <= level.seconds < 2  # both that were let in gave up after a second of silence
 
 
 async def test_so_many_clients_ask_at_once_until_all_is_asked_or_the_time_is_over() -> None:

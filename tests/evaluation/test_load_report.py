@@ -101,3 +101,14 @@ def test_the_report_is_for_people_and_programs_with_a_picture(tmp_path: Path) ->
     assert "**Knee**: 8." in said
     assert (told["knee"], told["levels"][2]["all"]["first_token_ms"]) == (8, None)
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_an_overload_it_is_told_how_soon_the_refused_knew(tmp_path: Path) -> None:
+    refused = Sample(SLEEP, 429, "busy", total_s=0.02)
+    level = Level(7, [GOOD, refused, replace(refused, total_s=0.04)], 2.0, rate=2.5)
+    measured = summarise(level, ServiceLevel(150, 40))
+    assert measured.refusal_ms == pytest.approx({"p50": 30, "p95": 39, "p99": 39.8})
+    assert knee([measured] * 3) is None
+    text = load_as_markdown({}, [measured], draw_load(tmp_path, [measured]))
+    assert "| sent a second |" in text
+    assert "| 2.5, refused | - | - | 30 / 39 / 40 |" in text

@@ -1,7 +1,8 @@
 """Load on a running server over HTTP: clients that each ask a question, read the answer to its end, and ask the next.
 
 The server may be any that speaks OpenAI's chat completions; of ours the decision and the cache are noted too. A closed
-loop: a slow server is asked less often, so that what is measured is what so many people at once experience.
+loop: a slow server is asked less often, so that what is measured is what so many people at once experience. An open one
+asks at a rate, however slow the server is: so it can be overloaded, and refuse.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -82,11 +84,15 @@ class Sample:
 
 @dataclass(slots=True)
 class Level:
-    """What so many clients experienced. ``seconds`` are until the last answer's end."""
+    """What so many clients experienced. ``seconds`` are until the last answer's end.
+
+    With ``rate``, requests a second, ``clients`` are those that waited for an answer at once, the most that there were.
+    """
 
     clients: int
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+    rate: float | None = None
 
 
 def open_client(url: str, silence_s: float) -> httpx2.AsyncClient:
@@ -187,6 +193,41 @@ async def measure_level(
     async with asyncio.TaskGroup() as clients:
         for _ in range(level.clients):
             clients.create_task(one_client())
+
+
+async def measure_rate(
+    level: Level,
+    ask_one: Callable[[LabelledQuestion], Any],
+    questions: Iterator[LabelledQuestion],
+    *,
+    requests: int | None,
+    seconds: float | None,
+    seed: int,
+    done: Callable[[], object],
+) -> None:
+    """``measure_level``, with requests sent at ``level.rate`` whoever still waits: Poisson arrivals, each one's own.
+
+    Nobody comes back after a refusal.
+    """
+    assert level.rate is not None
+    pauses, started, due, running = random.Random(seed), time.perf_counter(), 0.0, 0  # noqa: S311 - arrivals
+
+    async def one_client(question: LabelledQuestion) -> None:
+        nonlocal running
+        running += 1
+        level.clients = max(level.clients, running)
+        level.samples.append(await ask_one(question))
+        level.seconds = time.perf_counter() - started
+        running -= 1
+        done()
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in itertools.count() if requests is None else range(requests):
+            due += pauses.expovariate(level.rate)
+            if seconds is not None and due >= seconds:
+                return
+            await asyncio.sleep(started + due - time.perf_counter())
+            clients.create_task(one_client(next(questions)))
 
 
 async def _read(response: httpx2.Response, sample: Sample, started: float) -> None:

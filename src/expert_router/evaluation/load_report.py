@@ -11,7 +11,7 @@ from expert_router.evaluation.intervals import share
 from expert_router.evaluation.report import markdown_document, markdown_table, with_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from expert_router.evaluation.http_load import Level, Sample
     from expert_router.evaluation.intervals import Estimate
@@ -55,10 +55,11 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True)
 class LevelResult:
-    """``all`` are the latencies of whole answers, ``new`` of those that the cache did not give.
+    """``all`` are the latencies of whole answers, ``new`` of those that are not from the cache.
 
     ``good`` counts the requests within the service level. ``failures`` by HTTP status, or ``no answer``, or ``broken
     off``, have one of their reasons in ``reasons``. ``routing``: how often exactly those were chosen who are needed.
+    ``refusal_ms``: until a refusal. ``rate``: requests sent a second, where the number of clients was not set.
     """
 
     clients: int
@@ -75,6 +76,13 @@ class LevelResult:
     failures: dict[str, int]
     reasons: dict[str, str]
     routing: Estimate | None
+    refusal_ms: Percentiles | None
+    rate: float | None = None
+
+    @property
+    def load(self) -> float:
+        """What was set: the rate, else the number of clients."""
+        return self.clients if self.rate is None else self.rate
 
     @property
     def refused(self) -> int:
@@ -104,6 +112,8 @@ def summarise(level: Level, wanted: ServiceLevel) -> LevelResult:
         {failure: len(said) for failure, said in reasons.items()},
         {failure: said[0] for failure, said in reasons.items()},
         share([sample.right for sample in answers if sample.decided]),
+        _percentiles([sample.total_s for sample in level.samples if str(sample.status) in REFUSALS]),
+        level.rate,
     )
 
 
@@ -112,8 +122,11 @@ def knee(levels: Sequence[LevelResult]) -> int | None:
 
     Kneedle's rule (Satopää et al. 2011, "Finding a 'Kneedle' in a haystack"), without its smoothing: of the throughput
     reached with up to so many clients, both scaled to 0..1, the point farthest above the diagonal; the first point
-    where all others gain less than a tenth. ``None`` of fewer than three points, or where none is above the diagonal.
+    where all others gain less than a tenth. ``None`` of fewer than three points, or where none is above the diagonal,
+    or of rates: more are sent than answered where they no longer meet.
     """
+    if _is_open(levels):
+        return None
     points = sorted({level.clients: level.requests_per_s for level in levels}.items())
     if len(points) < KNEE_POINTS:
         return None
@@ -136,22 +149,31 @@ def load_as_markdown(about: Mapping[str, str], levels: Sequence[LevelResult], pi
     parts = [_throughput_table(levels), "Milliseconds, p50 / p95 / p99:", _latency_table(levels)]
     if any(level.failures for level in levels):
         failures = [(level, *failure) for level in levels for failure in level.failures.items()]
-        rows = [[str(level.clients), f, str(n), level.reasons[f].replace("|", "\\|")] for level, f, n in failures]
-        parts.append(markdown_table(["clients", "without an answer", "how many", "for example"], rows))
+        rows = [[f"{level.load:g}", f, str(n), level.reasons[f].replace("|", "\\|")] for level, f, n in failures]
+        parts.append(markdown_table([_set(levels), "without an answer", "how many", "for example"], rows))
     point = knee(levels)
     if point is not None:
         parts.append(f"**Knee**: {point}. More clients than that gain little throughput, and wait longer.")
-    elif len(levels) >= KNEE_POINTS:
+    elif len(levels) >= KNEE_POINTS and not _is_open(levels):
         parts.append("**Knee**: none within these numbers of clients.")
     return markdown_document("Load", about, parts, pictures)
 
 
-def _throughput_table(levels: Iterable[LevelResult]) -> str:
-    heading = ["clients", "requests", "requests/s", "tokens/s", "within the service level", "good/s", "from the cache",
-               "refused", "failed", "routed right"]  # fmt: skip
+def _is_open(levels: Sequence[LevelResult]) -> bool:
+    return any(level.rate is not None for level in levels)
+
+
+def _set(levels: Sequence[LevelResult]) -> str:
+    """The heading of ``load``."""
+    return "sent a second" if _is_open(levels) else "clients"
+
+
+def _throughput_table(levels: Sequence[LevelResult]) -> str:
+    heading = [_set(levels), "requests", "requests/s", "tokens/s", "within the service level", "good/s",
+               "from the cache", "refused", "failed", "routed right"]  # fmt: skip
     rows = [
         [
-            str(level.clients),
+            f"{level.load:g}",
             str(level.requests),
             f"{level.requests_per_s:.2f}",
             f"{level.tokens_per_s:.0f}",
@@ -167,19 +189,25 @@ def _throughput_table(levels: Iterable[LevelResult]) -> str:
     return markdown_table(heading, rows)
 
 
-def _latency_table(levels: Iterable[LevelResult]) -> str:
-    """Where the cache gave answers, a second line for those that were new."""
+def _latency_table(levels: Sequence[LevelResult]) -> str:
+    """Where the cache gave answers, a second line for those that were new; where some were refused, a third."""
     rows = []
     for level in levels:
-        rows.append([str(level.clients), *_latency_cells(level.all)])
+        rows.append([f"{level.load:g}", *_latency_cells(level.all)])
         if level.cache_hits:
-            rows.append([f"{level.clients}, not from the cache", *_latency_cells(level.new)])
-    return markdown_table(["clients", "first token", "between pieces of text", "whole answer"], rows)
+            rows.append([f"{level.load:g}, not from the cache", *_latency_cells(level.new)])
+        if level.refusal_ms is not None:
+            rows.append([f"{level.load:g}, refused", NOTHING, NOTHING, _cell(level.refusal_ms)])
+    return markdown_table([_set(levels), "first token", "between pieces of text", "whole answer"], rows)
 
 
 def _latency_cells(latencies: Latencies) -> list[str]:
     every = (latencies.first_token_ms, latencies.inter_token_ms, latencies.answer_ms)
-    return [NOTHING if each is None else " / ".join(f"{ms:.0f}" for ms in each.values()) for each in every]
+    return [_cell(each) for each in every]
+
+
+def _cell(percentiles: Percentiles | None) -> str:
+    return NOTHING if percentiles is None else " / ".join(f"{ms:.0f}" for ms in percentiles.values())
 
 
 def _failure(sample: Sample) -> str:

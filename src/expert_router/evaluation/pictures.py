@@ -56,25 +56,27 @@ def draw_optimization(folder: Path, experts: Sequence[OptimizedExpert]) -> dict[
 
 
 def draw_load(folder: Path, levels: Sequence[LevelResult]) -> dict[str, str]:
-    """The same for a load test: throughput and latency by the number of clients, with the knee."""
+    """The same for a load test: throughput and latency by the number of clients, with the knee, or by the rate."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     throughput, latency = cast("Any", figure.subplots(2, sharex=True))
-    clients = [level.clients for level in levels]
-    throughput.plot(clients, [level.requests_per_s for level in levels], marker="o", label="answered")
-    throughput.plot(clients, [level.goodput_per_s for level in levels], marker="o", label="within the service level")
+    loads = [level.load for level in levels]
+    by_rate = any(level.rate is not None for level in levels)
+    throughput.plot(loads, [level.requests_per_s for level in levels], marker="o", label="answered")
+    throughput.plot(loads, [level.goodput_per_s for level in levels], marker="o", label="within the service level")
     for label, percentiles in (
         ("first token", [level.all.first_token_ms for level in levels]),
         ("whole answer", [level.all.answer_ms for level in levels]),
     ):
-        latency.plot(clients, [nan if each is None else each["p95"] for each in percentiles], marker="o", label=label)
+        latency.plot(loads, [nan if each is None else each["p95"] for each in percentiles], marker="o", label=label)
     for axes in (throughput, latency):
         if (point := knee(levels)) is not None:
             axes.axvline(point, linestyle=":", color="grey", label=f"knee: {point}")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize="small")
     throughput.set(ylabel="requests a second")
-    latency.set(xlabel="clients at once", ylabel="p95, milliseconds")
-    return _save(folder, {"load.png": ("Throughput and latency as clients are added", figure)})
+    latency.set(xlabel="requests sent a second" if by_rate else "clients at once", ylabel="p95, milliseconds")
+    title = f"Throughput and latency as {'more is asked' if by_rate else 'clients are added'}"
+    return _save(folder, {"load.png": (title, figure)})
 
 
 def _save(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import sys
 import time
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +33,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     url, mix = "http://127.0.0.1:8000", "sleep=0.4,cars=0.4,other=0.2"
     parser.add_argument("--url", default=url, help=f"ours, or any OpenAI-compatible server (default: {url})")
     parser.add_argument("--model", metavar="NAME", help="default: auto, or another server's first")
-    parser.add_argument("--concurrency", default="1,8,32", metavar="N,N", help="clients at once (default: 1,8,32)")
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--concurrency", default="1,8,32", metavar="N,N", help="clients at once (default: 1,8,32)")
+    load.add_argument("--rate", metavar="R,R", help="instead, requests sent a second, whoever still waits")
     parser.add_argument("--mix", default=mix, help=f"shares of the test split's kinds of questions (default: {mix})")
     parser.add_argument("--distribution", choices=["uniform", "zipf"], default="zipf", help="default: zipf")
     until = parser.add_mutually_exclusive_group()
-    until.add_argument("--seconds", type=float, metavar="S", help=f"at each concurrency (default: {SECONDS:g})")
-    until.add_argument("--requests", type=int, metavar="N", help="instead, at each concurrency")
+    until.add_argument("--seconds", type=float, metavar="S", help=f"at each of them (default: {SECONDS:g})")
+    until.add_argument("--requests", type=int, metavar="N", help="instead, at each of them")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="an answer's length (default: 64)")
     parser.add_argument("--ignore-eos", action="store_true", help="exactly that length")
     parser.add_argument("--no-cache", action="store_true", help="new answers only (Cache-Control: no-store)")
@@ -52,7 +56,7 @@ def run(args: Namespace, settings: Settings) -> int:
     from expert_router.evaluation.load_report import ServiceLevel, summarise
     from expert_router.evaluation.mix import draw, read_mix
 
-    concurrency = _checked(args)
+    loads = _checked(args)
     examples = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)
     shares = read_mix(args.mix, examples)
     first = [next(example for example in examples if example.kind == kind) for kind in shares]
@@ -62,7 +66,7 @@ def run(args: Namespace, settings: Settings) -> int:
     levels: list[Level] = []
     interrupted = False
     try:
-        asyncio.run(_measure(args, target, concurrency, questions, levels))
+        asyncio.run(_measure(args, target, loads, questions, levels))
     except KeyboardInterrupt:
         interrupted = True
     wanted = ServiceLevel(args.slo_first_token_ms, args.slo_inter_token_ms)
@@ -74,19 +78,29 @@ def run(args: Namespace, settings: Settings) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _checked(args: Namespace) -> list[int]:
-    """The numbers of clients. Raises ``ConfigError`` for what cannot be measured."""
-    try:
-        concurrency = [int(count) for count in args.concurrency.split(",")]
-    except ValueError:
-        concurrency = []
-    if not concurrency or min(concurrency) < 1:
-        raise ConfigError(f"--concurrency takes numbers from 1 on, joined by commas, not {args.concurrency!r}.")
+def _checked(args: Namespace) -> list[Level]:
+    """The levels to be measured. Raises ``ConfigError`` for what cannot be."""
+    from expert_router.evaluation.http_load import Level
+
+    if args.rate is None:
+        loads = [Level(int(clients)) for clients in _numbers(args.concurrency, "--concurrency", int)]
+    else:
+        loads = [Level(0, rate=rate) for rate in _numbers(args.rate, "--rate", float)]
     for option in ("seconds", "requests", "max_tokens", "seed", "slo_first_token_ms", "slo_inter_token_ms"):
         value = getattr(args, option)
         if value is not None and not value > 0:
             raise ConfigError(f"--{option.replace('_', '-')} takes a number above 0, not {value}.")
-    return sorted(set(concurrency))
+    return loads
+
+
+def _numbers(text: str, option: str, kind: type[int | float]) -> list[float]:
+    try:
+        found = sorted({kind(number) for number in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not 0 < found[0] <= found[-1] < inf:
+        raise ConfigError(f"{option} takes numbers above 0, joined by commas, not {text!r}.")
+    return found
 
 
 async def _try(args: Namespace, questions: Sequence[LabelledQuestion]) -> Target:
@@ -106,23 +120,24 @@ async def _try(args: Namespace, questions: Sequence[LabelledQuestion]) -> Target
 async def _measure(
     args: Namespace,
     target: Target,
-    concurrency: Sequence[int],
+    loads: Sequence[Level],
     questions: Iterator[LabelledQuestion],
     levels: list[Level],
 ) -> None:
     """Fill ``levels``, one after the other; after one without any answer there is no other."""
     from tqdm import tqdm
 
-    from expert_router.evaluation.http_load import Asking, Level, ask, measure_level, open_client
+    from expert_router.evaluation.http_load import Asking, ask, measure_level, measure_rate, open_client
 
     how = Asking(args.max_tokens, args.ignore_eos, args.no_cache)
     seconds = SECONDS if args.seconds is None and args.requests is None else args.seconds
     async with open_client(args.url, SILENCE_S) as client:
-        for clients in concurrency:
-            level = Level(clients)
+        for level in loads:
             levels.append(level)
-            with tqdm(total=args.requests, desc=f"{clients} clients", unit="request", disable=None) as bar:
-                await measure_level(
+            name = f"{level.clients} clients" if level.rate is None else f"{level.rate:g} requests a second"
+            measure = measure_level if level.rate is None else partial(measure_rate, seed=args.seed)
+            with tqdm(total=args.requests, desc=name, unit="request", disable=None) as bar:
+                await measure(
                     level,
                     lambda question: ask(client, target, how, question),
                     questions,
