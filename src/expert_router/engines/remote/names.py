@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from expert_router.types import Adapter, Expert
 
 ADAPTER_HASH_DIGITS = 12
+_ADAPTER = re.compile(rf".+@[0-9a-f]{{{ADAPTER_HASH_DIGITS}}}")
 
 
 def served_model_names(base_model: str) -> Callable[[Expert], str]:
@@ -57,3 +59,7 @@ class ServedModel:
         return (
             f"Serve it there (vLLM: --served-model-name {self.name}), or set engine.base_model to one that it serves."
         )
+
+
+def is_adapter_name(name: str) -> bool:
+    return _ADAPTER.fullmatch(name) is not None
