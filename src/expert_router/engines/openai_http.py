@@ -91,6 +91,10 @@ class OpenAIHTTPEngine:
         """Check that the expert's model is served, and load its adapter. Raises ``NotReadyError``."""
         await self._pool.warm_up(ServedModel.of(expert, self._model_of(expert)))
 
+    async def answers(self) -> bool:
+        """Whether one of the servers says now what it serves."""
+        return await self._pool.check()
+
     def status(self) -> dict[str, object]:
         one = {"address": self._addresses[0]} if len(self._addresses) == 1 else {}
         return {"engine": self.name, **one, **asdict(self._slots), **self._pool.status()}

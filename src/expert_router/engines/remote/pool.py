@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from expert_router.engines.remote.breaker import RetryBudget, jittered
 from expert_router.engines.remote.failures import AttemptError
 from expert_router.engines.remote.member import Member
-from expert_router.errors import NotReadyError, OverloadedError, UpstreamsDownError
+from expert_router.errors import ExpertRouterError, NotReadyError, OverloadedError, UpstreamsDownError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from expert_router.engines.remote.names import ServedModel
     from expert_router.engines.remote.upstream import Upstream
     from expert_router.types import Chunk
+
+logger = logging.getLogger(__name__)
 
 LONGER_QUEUE = 8
 """A server that holds the adapter may have so many requests more than the shortest queue: they delay a first token by
@@ -51,6 +54,8 @@ class UpstreamPool:
         self._wanted = wanted
         self._budget = RetryBudget()
         self._watching: list[asyncio.Task[None]] = []
+        self._base: ServedModel | None = None
+        """What was warmed up first: it has to be served."""
         self._retries = 0
 
     async def stream(self, model: ServedModel, body: bytes) -> AsyncGenerator[Chunk]:
@@ -86,13 +91,12 @@ class UpstreamPool:
         Raises ``NotReadyError`` with what is missing.
         """
         self._watch()
-        checks = await asyncio.gather(*(member.check() for member in self._members), return_exceptions=True)
-        for unexpected in checks:
-            if unexpected is not None and not isinstance(unexpected, AttemptError):
-                raise unexpected
-        reached = [m for m, check in zip(self._members, checks, strict=True) if check is None]
+        if model.adapter is None:
+            self._base = self._base or model
+        failed = await asyncio.gather(*map(_failed_check, self._members))
+        reached = [member for member, error in zip(self._members, failed, strict=True) if error is None]
         if not reached:
-            raise NotReadyError(" ".join(str(check) for check in checks))
+            raise NotReadyError(" ".join(error.error.message for error in failed if error))
         serving = [member for member in reached if member.may_serve(model)]
         home = choose(serving or reached, model)
         try:
@@ -104,16 +108,15 @@ class UpstreamPool:
                 f"{home.address} does not serve {model.name!r}; it serves {home.serves}. {model.how_to_serve}"
             )
 
+    async def check(self) -> bool:
+        """Whether one of the servers says now what it serves."""
+        return None in await asyncio.gather(*map(_failed_check, self._members))
+
     def status(self) -> dict[str, object]:
         """``unusable`` says why no question can be answered now, or is ``None``."""
         draining = self._draining()
         members = [member.status(draining=member.address in draining) for member in self._members]
-        usable = any(m.admits or m.resting for m in self._members if m.address not in draining)
-        return {
-            "upstreams": members,
-            "retries": self._retries,
-            "unusable": None if usable else self._why_none(draining),
-        }
+        return {"upstreams": members, "retries": self._retries, "unusable": self._unusable(draining)}
 
     async def close(self) -> None:
         """Close all connections; what still runs breaks off."""
@@ -149,6 +152,14 @@ class UpstreamPool:
             return OverloadedError("Every server that is up takes no more requests now.", retry_after_s=retry_after_s)
         return UpstreamsDownError(self._why_none(draining), retry_after_s=retry_after_s)
 
+    def _unusable(self, draining: Collection[str]) -> str | None:
+        usable = [m for m in self._members if (m.admits or m.resting) and m.address not in draining]
+        if not usable:
+            return self._why_none(draining)
+        if self._base is None or any(m.may_serve(self._base) for m in usable):
+            return None
+        return f"No server that is up serves {self._base.name!r}."
+
     def _why_none(self, draining: Collection[str]) -> str:
         states = [f"{m.address} is {'draining' if m.address in draining else m.state}" for m in self._members]
         said = [m.last_error for m in self._members if m.last_error and m.address not in draining]
@@ -161,12 +172,19 @@ class UpstreamPool:
     async def _watch_one(self, member: Member) -> None:
         while True:
             await asyncio.sleep(jittered(self._check_interval_s))
-            try:
-                await member.check()
-                if self._wanted is not None:
+            if await _failed_check(member) is None and self._wanted is not None:
+                try:
                     await member.forget(await asyncio.to_thread(self._wanted))
-            except AttemptError:
-                continue  # it is in the member's state
+                except (ExpertRouterError, OSError) as error:
+                    logger.warning("adapters are not unloaded", extra={"reason": str(error)})
+
+
+async def _failed_check(member: Member) -> AttemptError | None:
+    try:
+        await member.check()
+    except AttemptError as error:
+        return error
+    return None
 
 
 def choose(members: Sequence[Member], model: ServedModel) -> Member:
