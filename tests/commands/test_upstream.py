@@ -66,7 +66,7 @@ def test_one_is_taken_out_and_put_back(cli: CommandLine, tmp_path: Path) -> None
     assert [line.split(";")[0] for line in first.out.splitlines()] == [f"{A}  in use", f"{B}  in use"]
     drained = several.run("upstream", "drain", f"{A}/")
     assert drained.out.startswith(f"{A}  draining;")
-    assert (tmp_path / "draining.txt").read_text() == f"{A}\n"
+    assert (tmp_path / "draining").read_text() == f"{A}\n"
     assert "No other server is left" in several.run("upstream", "drain", B).out
     resumed = several.run("upstream", "resume", A)
     assert f"{A}  in use" in resumed.out

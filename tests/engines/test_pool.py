@@ -447,7 +447,7 @@ async def test_warm_up_is_content_with_one_server_and_says_what_is_wrong_with_al
 
 
 async def test_one_that_drains_finishes_its_streams_and_gets_no_new_requests(tmp_path: Path) -> None:
-    draining = Draining(tmp_path / "draining.txt")
+    draining = Draining(tmp_path / "draining")
     async with servers() as running, pool_of(running, draining=draining.addresses) as pool:
         home, other = home_of(BASE, running)
         home.faults.hold_after = 2
@@ -469,7 +469,7 @@ async def test_one_that_drains_finishes_its_streams_and_gets_no_new_requests(tmp
 
 
 def test_what_drains_can_be_written_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "draining.txt"
+    file = tmp_path / "draining"
     draining = Draining(file)
     assert draining.addresses() == frozenset()
     file.write_text("# since Monday\nhttp://a:1/v1/\n\nnonsense\n", "utf-8")
@@ -479,7 +479,7 @@ def test_what_drains_can_be_written_by_hand(tmp_path: Path, caplog: pytest.LogCa
     assert draining.addresses() == frozenset()
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(ConfigError, match="cannot be written"):
-        Draining(tmp_path / "file" / "draining.txt").change(add="http://a:1/v1")
+        Draining(tmp_path / "file" / "draining").change(add="http://a:1/v1")
 
 
 # Parts

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILE = "draining.txt"
+FILE = "draining"
 
 
 class Draining:
