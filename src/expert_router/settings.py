@@ -100,7 +100,7 @@ class EngineSettings(Section):
     """``openai_http`` only: several servers in place of ``base_url``, which serve alike; some may be taken out while it
     runs (`expert-router upstream drain`)."""
     check_interval_s: float = Field(default=5.0, gt=0)
-    """So often each of them is asked what it serves, and so long it has to answer that."""
+    """So often each of them is asked what it serves, which it has 5 s to say."""
     api_key: str | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     read_timeout_s: float = Field(default=60.0, gt=0)

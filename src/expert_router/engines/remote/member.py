@@ -88,17 +88,27 @@ class Member:
 
     async def stream(self, model: ServedModel, body: bytes) -> AsyncGenerator[Chunk]:
         """The answer to ``body``; where the model's adapter is missing it is loaded first. Raises ``AttemptError``."""
-        probe, began = self.breaker.begin(), False
+        probe, began, may_load = self.breaker.begin(), False, True
         self.outstanding += 1
         self._asked[model.name] += 1
         try:
-            async with aclosing(self._with_adapter(model, body)) as chunks:
-                async for chunk in chunks:
-                    if not began:
-                        began = True
-                        self._models.add(model.name)
-                        self.breaker.answered(probe=probe)
-                    yield chunk
+            while True:
+                try:
+                    async with aclosing(self.upstream.stream(model.name, body)) as chunks:
+                        async for chunk in chunks:
+                            if not began:
+                                began = True
+                                self._models.add(model.name)
+                                self.breaker.answered(probe=probe)
+                            yield chunk
+                    break
+                except AttemptError as error:
+                    if not (error.missing and may_load):
+                        raise
+                    self._models.discard(model.name)  # as after a restart
+                    may_load = False
+                    if not await self.ensure(model):
+                        raise
             self.breaker.succeeded()
         except AttemptError as error:
             self._note(error, probe=probe and not began)
@@ -167,23 +177,6 @@ class Member:
         for task in self._loading.values():
             task.cancel()
         self.upstream.close()
-
-    async def _with_adapter(self, model: ServedModel, body: bytes) -> AsyncGenerator[Chunk]:
-        try:
-            async with aclosing(self.upstream.stream(model.name, body)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except AttemptError as error:
-            if not error.missing:
-                raise
-            self._models.discard(model.name)  # as after a restart
-            if not await self.ensure(model):
-                raise
-        else:
-            return
-        async with aclosing(self.upstream.stream(model.name, body)) as chunks:
-            async for chunk in chunks:
-                yield chunk
 
     def _end_loading(self, name: str, done: asyncio.Task[bool]) -> None:
         self._loading.pop(name, None)

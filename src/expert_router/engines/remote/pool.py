@@ -29,13 +29,14 @@ less than it takes to load an adapter (decision 18)."""
 BROKEN_OFF = 2
 """So many servers may break off over one request: it may be the request that breaks them."""
 CHECK_INTERVAL_S = 5.0
+CHECK_TIMEOUT_S = 5.0
 LEAST_RETRY_AFTER_S = 1.0
 
 
 class UpstreamPool:
     """``upstreams`` have addresses of their own. Made for one event loop, where its first request starts the checks.
 
-    ``check_interval_s`` lies between two checks of a server, and bounds one. ``draining`` says which addresses get no
+    ``check_interval_s`` lies between two checks of a server. ``draining`` says which addresses get no
     new requests, ``wanted`` the names that experts have now: other adapters that were loaded from here are unloaded.
     """
 
@@ -48,7 +49,7 @@ class UpstreamPool:
         wanted: Callable[[], Collection[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._members = [Member(upstream, check_interval_s, clock) for upstream in upstreams]
+        self._members = [Member(upstream, CHECK_TIMEOUT_S, clock) for upstream in upstreams]
         self._check_interval_s = check_interval_s
         self._draining = draining
         self._wanted = wanted
