@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-import pytest
 from cli import one_line
 from test_serve import serving
 
@@ -59,26 +58,18 @@ def ask(server: Serving) -> httpx2.Response:
     )
 
 
-def test_one_is_taken_out_and_put_back(cli: CommandLine, tmp_path: Path) -> None:
+def test_servers_are_taken_out_one_by_one(cli: CommandLine, tmp_path: Path) -> None:
     """The server of the settings is asked for the rest, and there is none here."""
     several = with_settings(cli, tmp_path, name="openai_http", upstreams=json.dumps([A, B]))
-    first = several.run("upstream", "list")
-    assert [line.split(";")[0] for line in first.out.splitlines()] == [f"{A}  in use", f"{B}  in use"]
     drained = several.run("upstream", "drain", f"{A}/")
-    assert drained.out.startswith(f"{A}  draining;")
+    assert [line.split(";")[0] for line in drained.out.splitlines()] == [f"{A}  draining", f"{B}  in use"]
     assert (tmp_path / "draining").read_text() == f"{A}\n"
     assert "No other server is left" in several.run("upstream", "drain", B).out
-    resumed = several.run("upstream", "resume", A)
-    assert f"{A}  in use" in resumed.out
-    assert f"{B}  draining" in resumed.out
 
 
-@pytest.mark.parametrize("arguments", [("drain",), ("resume", "http://127.0.0.1:3/v1")])
-def test_a_server_that_is_not_of_the_settings_is_refused(
-    cli: CommandLine, tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+def test_a_server_that_is_not_of_the_settings_is_refused(cli: CommandLine, tmp_path: Path) -> None:
     several = with_settings(cli, tmp_path, name="openai_http", upstreams=json.dumps([A, B]))
-    done = several.run("upstream", *arguments)
+    done = several.run("upstream", "resume", "http://127.0.0.1:3/v1")
     assert done.status == 2
     assert f"one of {A}, {B}" in one_line(done)
 

@@ -131,7 +131,10 @@ class Supervisor:
     async def _look_after(self) -> None:
         in_vain = 0
         while True:
-            healthy_s = await self._live()
+            try:
+                healthy_s = await self._live()
+            except OSError as error:  # as where there are too many processes
+                healthy_s, self.failure = 0.0, f"It could not be started: {error.strerror}."
             in_vain = 1 if healthy_s >= SETTLED_S else in_vain + 1
             about = {"reason": self.failure, "starts": self.starts}
             if in_vain >= ATTEMPTS:

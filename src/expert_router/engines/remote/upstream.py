@@ -174,11 +174,13 @@ def checked_address(base_url: str) -> str:
     try:
         url = httpx2.URL(base_url.strip().rstrip("/"))
     except httpx2.InvalidURL:
-        raise ConfigError("engine.base_url is not an address: it must look like http://host:port/v1.") from None
+        raise ConfigError(
+            "engine.base_url or one of engine.upstreams is not an address: it must look like http://host:port/v1."
+        ) from None
     if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.query or url.fragment:
         raise ConfigError(
-            "engine.base_url must look like http://host:port/v1, without a user name, password or query: "
-            "a secret belongs in engine.api_key."
+            "An address in engine.base_url or engine.upstreams must look like http://host:port/v1, without a user name, "
+            "password or query: a secret belongs in engine.api_key."
         )
     return str(url)
 
