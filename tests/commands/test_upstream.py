@@ -72,6 +72,7 @@ def test_a_server_that_is_not_of_the_settings_is_refused(cli: CommandLine, tmp_p
     done = several.run("upstream", "resume", "http://127.0.0.1:3/v1")
     assert done.status == 2
     assert f"one of {A}, {B}" in one_line(done)
+    assert "engine.name is echo" in one_line(cli.run("upstream", "list"))
 
 
 def test_a_running_system_heeds_it_at_once_and_says_what_each_server_does(cli: CommandLine, tmp_path: Path) -> None:

@@ -447,7 +447,7 @@ async def test_warm_up_is_content_with_one_server_and_says_what_is_wrong_with_al
 
 
 async def test_one_that_drains_finishes_its_streams_and_gets_no_new_requests(tmp_path: Path) -> None:
-    draining = Draining(tmp_path / "draining")
+    draining, model = Draining(tmp_path / "draining"), adapted("sleep", tmp_path)
     async with servers() as running, pool_of(running, draining=draining.addresses) as pool:
         home, other = home_of(BASE, running)
         home.faults.hold_after = 2
@@ -461,6 +461,8 @@ async def test_one_that_drains_finishes_its_streams_and_gets_no_new_requests(tmp
             home.faults.released.set()
             said += "".join([chunk.text async for chunk in stream])
         assert said == "[base] one two three four "
+        await pool.warm_up(model)
+        assert (home.loads, other.loads) == ([], [model.name])
         draining.change(add=other.url)
         with pytest.raises(UpstreamsDownError, match=r"is draining.*is draining"):
             await text(pool)

@@ -29,6 +29,8 @@ def main(args: Namespace) -> int:
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
+    if settings.engine.name != "openai_http":
+        raise ConfigError(f"engine.name is {settings.engine.name}: only openai_http has servers behind it.")
     known = [checked_address(address) for address in upstream_addresses(settings)]
     drained = draining(settings)
     if args.action != "list":

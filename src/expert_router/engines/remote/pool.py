@@ -94,12 +94,13 @@ class UpstreamPool:
         self._watch()
         if model.adapter is None:
             self._base = self._base or model
-        failed = await asyncio.gather(*map(_failed_check, self._members))
-        reached = [member for member, error in zip(self._members, failed, strict=True) if error is None]
+        checks = await asyncio.gather(*map(_failed_check, self._members))
+        reached = [member for member, error in zip(self._members, checks, strict=True) if error is None]
         if not reached:
-            raise NotReadyError(" ".join(error.error.message for error in failed if error))
-        serving = [member for member in reached if member.may_serve(model)]
-        home = choose(serving or reached, model)
+            raise NotReadyError(" ".join(error.error.message for error in checks if error))
+        draining = self._draining()
+        staying = [member for member in reached if member.address not in draining] or reached
+        home = choose([member for member in staying if member.may_serve(model)] or staying, model)
         try:
             served = await home.ensure(model)
         except AttemptError as failed:

@@ -34,6 +34,8 @@ LONGEST_PAUSE_S = 60.0
 POLL_S = 0.5
 PROGRESS_EVERY_S = 10.0
 LAST_LINES = 40
+SIGNALLED = 128
+"""And the signal: an exit status as shells and the leash give it."""
 LAST_WORDS_S = 1.0
 _SEVERITY = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 _LEVEL = re.compile(rf"\b({'|'.join(_SEVERITY)})\b")
@@ -234,7 +236,8 @@ class Supervisor:
     def _death(self, status: int) -> str:
         if status == leash.NOT_FOUND:
             return f"There is no program {self._program.command[0]!r}. {self._last_words()}"
-        how = f"by signal {status - 128}" if status > 128 else f"with status {status}"  # noqa: PLR2004 - as shells say it
+        by_signal = -status if status < 0 else status - SIGNALLED
+        how = f"by signal {by_signal}" if by_signal > 0 else f"with status {status}"
         return f"It ended {how}. {self._last_words()}"
 
     def _last_words(self) -> str:

@@ -179,7 +179,7 @@ def checked_address(base_url: str) -> str:
         ) from None
     if url.scheme not in {"http", "https"} or not url.host or url.userinfo or url.query or url.fragment:
         raise ConfigError(
-            "An address in engine.base_url or engine.upstreams must look like http://host:port/v1, without a user name, "
+            "engine.base_url and each of engine.upstreams must look like http://host:port/v1, without a user name, "
             "password or query: a secret belongs in engine.api_key."
         )
     return str(url)
