@@ -443,6 +443,18 @@ async def test_warm_up_is_content_with_one_server_and_says_what_is_wrong_with_al
             await pool.warm_up(BASE)
 
 
+def test_commands_that_ask_in_one_loop_and_close_in_another_may_do_so() -> None:
+    pool = UpstreamPool([Upstream("http://127.0.0.1:1/v1", None)])
+
+    async def ask() -> None:
+        with pytest.raises(NotReadyError):
+            await pool.warm_up(BASE)
+
+    asyncio.run(ask())
+    asyncio.run(ask())
+    asyncio.run(pool.close())
+
+
 # Draining
 
 

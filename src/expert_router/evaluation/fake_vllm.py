@@ -40,6 +40,8 @@ class Faults:
     broken_checks: bool = False
     refuse_adapters: bool = False
     hold_adapters: bool = False
+    pause_s: float = 0.0
+    """Before each word, as a model takes its time."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while something is held."""
@@ -151,6 +153,8 @@ class FakeVLLM:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         words = f"[{model}] {body['messages'][-1]['content']}".split()[: body["max_tokens"]]
         for count, word in enumerate(words):
+            if faults.pause_s:
+                await asyncio.sleep(faults.pause_s)
             if count == faults.hold_after:
                 await self._hold(faults)
             if count == faults.die_after:
@@ -189,7 +193,7 @@ async def _event(writer: asyncio.StreamWriter, about: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line of vLLM, as far as it is needed; ``--fake-fault`` makes it fail."""
+    """The command line of vLLM, as far as it is needed; ``--fake-fault`` makes it fail, ``--fake-pause-s`` slow."""
     parser = argparse.ArgumentParser()
     parser.add_argument("serve")
     parser.add_argument("base")
@@ -197,6 +201,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--served-model-name")
     parser.add_argument("--fake-fault", choices=["die", "never-healthy", "deaf"])
+    parser.add_argument("--fake-pause-s", type=float, default=0.0)
     known, _ = parser.parse_known_args(arguments)
     if known.fake_fault == "die":
         print("RuntimeError: told to die", file=sys.stderr)  # noqa: T201 - a program's own output
@@ -216,6 +221,7 @@ async def _serve(known: argparse.Namespace) -> None:
         port=known.port,
         key=os.environ.get("VLLM_API_KEY"),
     )
+    server.faults.pause_s = known.fake_pause_s
     if known.fake_fault != "never-healthy":
         await server.start()
     await asyncio.Event().wait()

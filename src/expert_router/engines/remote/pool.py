@@ -34,7 +34,7 @@ LEAST_RETRY_AFTER_S = 1.0
 
 
 class UpstreamPool:
-    """``upstreams`` have addresses of their own. Made for one event loop, where its first request starts the checks.
+    """``upstreams`` have addresses of their own. Its first request starts the checks.
 
     ``check_interval_s`` lies between two checks of a server. ``draining`` says which addresses get no
     new requests, ``wanted`` the names that experts have now: other adapters that were loaded from here are unloaded.
@@ -122,11 +122,12 @@ class UpstreamPool:
 
     async def close(self) -> None:
         """Close all connections; what still runs breaks off."""
-        for task in self._watching:
+        watching = [task for task in self._watching if not task.done()]
+        for task in watching:
             task.cancel()
         for member in self._members:
             member.close()
-        await asyncio.gather(*self._watching, return_exceptions=True)
+        await asyncio.gather(*watching, return_exceptions=True)
 
     def _next(self, model: ServedModel, tried: Sequence[Member], failed: AttemptError | None) -> Member:
         """Who is asked now, or an error: nobody may be, or retries would add too much to what fails already."""
@@ -168,7 +169,7 @@ class UpstreamPool:
         return f"No server can be asked now: {', '.join(states)}." + (f" {said[-1]}" if said else "")
 
     def _watch(self) -> None:
-        if not self._watching:
+        if all(task.done() for task in self._watching):  # none yet, or those of a loop that is over
             self._watching = [asyncio.create_task(self._watch_one(member)) for member in self._members]
 
     async def _watch_one(self, member: Member) -> None:
