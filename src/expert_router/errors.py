@@ -12,7 +12,8 @@ ExpertRouterError                     500
 ├── UnauthorizedError                 401   code unauthorized; the admin key is missing or wrong
 ├── OverloadedError                   429   queue full; carries retry_after_s
 ├── EngineError                       502   the engine failed or answered nonsense
-│   └── EngineTimeoutError            504   the engine did not answer in time
+│   ├── EngineTimeoutError            504   the engine did not answer in time
+│   └── UpstreamsDownError            503   no server behind the engine can be asked; carries retry_after_s
 ├── NotReadyError                     503   weights, router or expert not usable yet; says what to do
 ├── ConfigError                       -     a settings, manifest or registry mistake, found at start
 ├── WeightsError                      -     a weight file cannot be brought or does not have its hash
@@ -36,10 +37,11 @@ class ExpertRouterError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequestError(ExpertRouterError):
@@ -94,9 +96,10 @@ class OverloadedError(ExpertRouterError):
     type = "overloaded_error"
     code = "overloaded"
 
+    retry_after_s: float
+
     def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+        super().__init__(message, retry_after_s=retry_after_s)
 
     def __reduce__(self) -> tuple[partial[OverloadedError], tuple[str]]:
         """It crosses the border of a process."""
@@ -112,6 +115,11 @@ class EngineError(ExpertRouterError):
 class EngineTimeoutError(EngineError):
     status = 504
     code = "engine_timeout"
+
+
+class UpstreamsDownError(EngineError):
+    status = 503
+    code = "upstreams_down"
 
 
 class NotReadyError(ExpertRouterError):

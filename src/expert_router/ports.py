@@ -73,7 +73,10 @@ class Engine(Protocol):
         ...
 
     def status(self) -> dict[str, object]:
-        """What the engine holds and does now: its counters, for health checks and proofs."""
+        """What the engine holds and does now: its counters, for health checks and proofs.
+
+        ``unusable`` says why it can answer nothing now, ``None`` that it can; who cannot tell leaves it out.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -76,7 +76,7 @@ class RouterSettings(Section):
 class EngineSettings(Section):
     name: str = "openvino"
     """`openvino`; `llamacpp`, which takes any GGUF and adds adapters while it runs (install the extra llamacpp);
-    `openai_http`, another server; or `echo`."""
+    `openai_http`, one or several other servers; `vllm`, such a server that is started here, on a GPU; or `echo`."""
     base_model: str = "qwen2.5-coder-0.5b-instruct"
     """An entry of models.lock; an expert's manifest may name another."""
     threads: int | None = Field(default=None, ge=1)
@@ -96,6 +96,11 @@ class EngineSettings(Section):
     """Greedy answers alike alone and in a batch, on any x86 CPU, at about 60 % of the speed under load."""
     base_url: str = "http://127.0.0.1:9000/v1"
     """``openai_http`` only: where the OpenAI-compatible server is."""
+    upstreams: list[str] = []
+    """``openai_http`` only: several servers in place of ``base_url``, which serve alike; some may be taken out while it
+    runs (`expert-router upstream drain`)."""
+    check_interval_s: float = Field(default=5.0, gt=0)
+    """So often each of them is asked what it serves, which it has 5 s to say."""
     api_key: str | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     read_timeout_s: float = Field(default=60.0, gt=0)
@@ -103,6 +108,14 @@ class EngineSettings(Section):
     revision: str | None = Field(default=None, min_length=1)
     """``openai_http`` only: stands for the weights, templates and settings behind that server's names. Change it when
     they change; without one none of its answers is kept."""
+    vllm_command: list[str] = Field(default=["vllm"], min_length=1)
+    """``vllm`` only: the program, with what comes before its `serve`."""
+    vllm_args: list[str] = ["--attention-backend", "FLASH_ATTN", "--no-enable-flashinfer-autotune"]
+    """``vllm`` only: the end of its command line, where the last of two alike counts."""
+    vllm_model: str | None = Field(default=None, min_length=1)
+    """``vllm`` only: the folder or hub name that it loads as ``base_model``; needed for one of models.lock."""
+    vllm_start_timeout_s: float = Field(default=600.0, gt=0)
+    """``vllm`` only: so long it may take to start."""
 
 
 class KnowledgeSettings(Section):

@@ -43,10 +43,14 @@ async def ready(system: SystemDep) -> JSONResponse:
 def _state(system: System) -> tuple[str, str | None, dict[str, str]]:
     """A word, why it is not "ready", and the experts that are refused with the reason."""
     warm_up = system.warm_up
-    if warm_up is None or warm_up.cancelled():
+    status = system.dispatcher.engine.status()
+    unusable = status.get("unusable")
+    if warm_up is not None and not warm_up.done():
+        return "loading", str(unusable or "the models are being loaded"), {}
+    if unusable:
+        return "failed", str(unusable), {}
+    if warm_up is None or warm_up.cancelled() or (warm_up.exception() is not None and "unusable" in status):
         return "ready", None, {}
-    if not warm_up.done():
-        return "loading", "the models are being loaded", {}
     if (error := warm_up.exception()) is not None:
         explained = isinstance(error, ExpertRouterError)
         return "failed", str(error) if explained else "the engine could not be started; see the log", {}

@@ -34,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="processes, each with its own engine, and no page (default: server.workers, 1)",
     )
+    parser.add_argument("--engine", metavar="NAME", help="in place of engine.name; vllm starts vLLM on a GPU here")
     parser.add_argument("--lazy", action="store_true", help="load the base model with the first question, not at start")
 
 
@@ -47,6 +48,9 @@ def main(args: Namespace) -> int:
     from expert_router.settings import load_settings
 
     settings = load_settings(args.config)
+    if args.engine is not None:
+        engine = settings.engine.model_copy(update={"name": args.engine})
+        settings = settings.model_copy(update={"engine": engine})
     configure_logging(settings.log_level)
     listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
     address = _reachable(listener)
@@ -98,6 +102,11 @@ def _main_with_workers(args: Namespace, settings: Settings, listener: socket.soc
 
     if workers < 1:
         raise ConfigError(f"--workers takes a number from 1 on, not {workers}.")
+    if settings.engine.name == "vllm":
+        raise ConfigError(
+            "Each of several workers would start a vLLM of its own. Leave workers at 1, or start vLLM beside them and "
+            "set engine.name to openai_http and engine.base_url to where it is."
+        )
     if settings.engine.name == "openvino":
         prepare_base_model(settings, settings.engine.base_model, progress=True)
     listener.listen(BACKLOG)

@@ -300,17 +300,16 @@ def _echo(parts: Parts) -> Engine:
 
 @ENGINES.register("openai_http")
 def _openai_http(parts: Parts) -> Engine:
-    from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
+    from expert_router.serving.remote import openai_http_engine
 
-    engine = parts.settings.engine
-    return OpenAIHTTPEngine(
-        engine.base_url,
-        engine.api_key,
-        served_model_names(engine.base_model),
-        engine.connect_timeout_s,
-        engine.read_timeout_s,
-        revision=engine.revision,
-    )
+    return openai_http_engine(parts)
+
+
+@ENGINES.register("vllm")
+def _vllm(parts: Parts) -> Engine:
+    from expert_router.serving.remote import vllm_engine
+
+    return vllm_engine(parts)
 
 
 @ENGINES.register("openvino")
