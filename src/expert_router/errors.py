@@ -9,8 +9,10 @@ ExpertRouterError                     500
 │   ├── FeedbackError                 422   code invalid_feedback; says nothing, or names nobody who could answer
 │   └── BodyTooLargeError             413
 ├── AdminClosedError                  403   code admin_closed; the server has no admin key
-├── UnauthorizedError                 401   code unauthorized; the admin key is missing or wrong
+├── ScopeError                        403   code insufficient_scope; the key may ask, but not do this
+├── UnauthorizedError                 401   code unauthorized; the key is missing or wrong
 ├── OverloadedError                   429   queue full; carries retry_after_s
+│   └── RateLimitError                429   code rate_limit_exceeded; a limit of the key
 ├── EngineError                       502   the engine failed or answered nonsense
 │   └── EngineTimeoutError            504   the engine did not answer in time
 ├── NotReadyError                     503   weights, router or expert not usable yet; says what to do
@@ -83,6 +85,12 @@ class AdminClosedError(ExpertRouterError):
     code = "admin_closed"
 
 
+class ScopeError(ExpertRouterError):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+
 class UnauthorizedError(ExpertRouterError):
     status = 401
     type = "authentication_error"
@@ -100,7 +108,12 @@ class OverloadedError(ExpertRouterError):
 
     def __reduce__(self) -> tuple[partial[OverloadedError], tuple[str]]:
         """It crosses the border of a process."""
-        return partial(OverloadedError, retry_after_s=self.retry_after_s), (self.message,)
+        return partial(type(self), retry_after_s=self.retry_after_s), (self.message,)
+
+
+class RateLimitError(OverloadedError):
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class EngineError(ExpertRouterError):

@@ -53,7 +53,11 @@ class ServerSettings(Section):
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)
     admin_key: str | None = Field(default=None, min_length=16)
-    """Who sends it as a bearer token may add and remove experts over HTTP; without one nobody may."""
+    """Who sends it as a bearer token may add and remove experts over HTTP, as an admin's key of ``keys`` may; without
+    either nobody may."""
+    keys: Path | None = None
+    """A file of keys (`expert-router keys add NAME`); with one every request needs a key, but those for health.
+    ``None``: nobody needs one, and the server listens on loopback alone."""
 
 
 class RouterSettings(Section):

@@ -19,6 +19,7 @@ from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.api.server_timing import server_timing
 from expert_router.errors import ExpertRouterError, UnknownModelError
+from expert_router.serving.dispatcher import whole
 from expert_router.serving.objects import (
     all_source_objects,
     cache_object,
@@ -51,11 +52,11 @@ own status, one after it is an event in the stream."""
 async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, caller: CallerDep) -> Response:
     chat_request = body.to_request(system.options.max_tokens, caller)
     dispatcher = system.dispatcher
+    events = caller.metered(dispatcher.stream(chat_request), chat_request)
     if not body.stream:
-        answer = await unless_disconnected(request, dispatcher.ask(chat_request))
+        answer = await unless_disconnected(request, whole(chat_request, events))
         headers = _headers(answer.decision, answer.answered_by, answer.served, answer.timings)
         return JSONResponse(_completion(answer, body.model, dispatcher), headers=headers)
-    events = dispatcher.stream(chat_request)
     started = _Started(events)
     try:
         routed = await unless_disconnected(request, started.begin())

@@ -20,6 +20,7 @@ VERBS = {
     "route": "say which expert a question would go to, and why",
     "explain": "say why: the words that mattered, and the examples most like it",
     "expert": "list, show, add, remove and roll back experts, on a running server too",
+    "keys": "make, list, rotate and revoke the keys that a server asks for",
     "train": "fit the router",
     "prepare": "validate, clean and split the data",
     "weights": "bring, check or list the weight files of models.lock",
