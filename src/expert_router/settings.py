@@ -58,6 +58,12 @@ class ServerSettings(Section):
     keys: Path | None = None
     """A file of keys (`expert-router keys add NAME`); with one every request needs a key, but those for health.
     ``None``: nobody needs one, and the server listens on loopback alone."""
+    insecure: bool = False
+    """Listen beyond loopback without keys, for whoever reaches it (``--insecure``)."""
+    tls_cert: Path | None = None
+    """A certificate in PEM, with those between it and its root: the server speaks HTTPS. ``None``: HTTP."""
+    tls_key: Path | None = None
+    """Its key, where it is not in the same file."""
 
 
 class RouterSettings(Section):
@@ -179,6 +185,8 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=find_home)
     profile: str = "default"
     hf_token: str | None = None
+    key: str | None = None
+    """What commands send to a server that asks for one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()

@@ -55,7 +55,7 @@ def serving(cli: CommandLine, *arguments: str) -> Iterator[Serving]:
             line = process.stdout.readline()
             assert line, process.communicate()
             said += line
-        address = re.search(r"expert-router is at (http://127\.0\.0\.1:\d+)", said)
+        address = re.search(r"expert-router is at (https?://127\.0\.0\.1:\d+)", said)
         assert address is not None
         yield Serving(process, address[1], said)
     finally:

@@ -92,10 +92,15 @@ def create_app(
         return RedirectResponse(home_page)
 
     install_error_handlers(app)
+    guard(app, settings, keyring)
+    return app
+
+
+def guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
+    """What every request to ``app`` passes first, the last one here the very first."""
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(Access, keyring=keyring)
     app.add_middleware(RequestLog)
-    return app
 
 
 def load_keyring(settings: Settings) -> Keyring:
