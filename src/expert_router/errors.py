@@ -7,7 +7,9 @@ ExpertRouterError                     500
 │   ├── UnknownDecisionError          404   code decision_not_found
 │   ├── DecisionLogOffError           409   code decision_log_off
 │   ├── FeedbackError                 422   code invalid_feedback; says nothing, or names nobody who could answer
-│   └── BodyTooLargeError             413
+│   ├── SlowRequestError              408   code slow_request; its head or body did not come in time
+│   ├── BodyTooLargeError             413
+│   └── HeadTooLargeError             431   code head_too_large
 ├── AdminClosedError                  403   code admin_closed; the server has no admin key
 ├── ScopeError                        403   code insufficient_scope; the key may ask, but not do this
 ├── UnauthorizedError                 401   code unauthorized; the key is missing or wrong
@@ -15,6 +17,8 @@ ExpertRouterError                     500
 │   └── RateLimitError                429   code rate_limit_exceeded; a limit of the key
 ├── EngineError                       502   the engine failed or answered nonsense
 │   └── EngineTimeoutError            504   the engine did not answer in time
+├── RequestTimeoutError               504   code request_timeout; it took longer than a request may
+├── BusyError                         503   code busy; as many connections as there may be
 ├── NotReadyError                     503   weights, router or expert not usable yet; says what to do
 ├── ConfigError                       -     a settings, manifest or registry mistake, found at start
 ├── WeightsError                      -     a weight file cannot be brought or does not have its hash
@@ -79,6 +83,16 @@ class BodyTooLargeError(InvalidRequestError):
     code = "body_too_large"
 
 
+class HeadTooLargeError(InvalidRequestError):
+    status = 431
+    code = "head_too_large"
+
+
+class SlowRequestError(InvalidRequestError):
+    status = 408
+    code = "slow_request"
+
+
 class AdminClosedError(ExpertRouterError):
     status = 403
     type = "permission_error"
@@ -125,6 +139,17 @@ class EngineError(ExpertRouterError):
 class EngineTimeoutError(EngineError):
     status = 504
     code = "engine_timeout"
+
+
+class RequestTimeoutError(ExpertRouterError):
+    status = 504
+    code = "request_timeout"
+
+
+class BusyError(ExpertRouterError):
+    status = 503
+    type = "overloaded_error"
+    code = "busy"
 
 
 class NotReadyError(ExpertRouterError):

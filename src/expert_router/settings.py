@@ -49,6 +49,17 @@ class ServerSettings(Section):
     workers: int = Field(default=1, ge=1)
     """Processes that answer, each with an engine of its own and the limits of `serving` for itself."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
+    max_head_bytes: int = Field(default=32_768, ge=256)
+    """Of a request's first line and headers."""
+    max_headers: int = Field(default=100, ge=1)
+    max_connections: int = Field(default=1000, ge=1)
+    """In each process; more are refused at once."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """So long a connection may take to send a request's head."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """So long it may take to send the body."""
+    request_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Longer than this no answer takes, nor does a client that does not read it hold a place."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)

@@ -43,7 +43,7 @@ class Access:
         key = state["key"] = self._key(scope)
         if key is None and self._keyring.required and scope["path"] not in OPEN:
             await self._refuse(scope, receive, send)
-        elif key is not None and _of_api(scope):
+        elif key is not None and of_api(scope):
             await self._limited(key, scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -53,7 +53,7 @@ class Access:
         # A browser sends a password that it knows with whatever another site makes it send.
         foreign = headers.get(b"sec-fetch-site") in FOREIGN and scope.get("method") not in {"GET", "HEAD"}
         authorization = headers.get(b"authorization", b"").decode("latin-1")
-        secret = secret_in(authorization, basic=not _of_api(scope) and not foreign)
+        secret = secret_in(authorization, basic=not of_api(scope) and not foreign)
         return self._keyring.find(secret) if secret else None
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +63,7 @@ class Access:
         sent = b"authorization" in dict(scope["headers"])
         said = "This key is not known, has expired or was revoked." if sent else "This server needs a key."
         error = UnauthorizedError(f"{said} Send one: Authorization: Bearer <key>.")
-        challenge = "Bearer" if _of_api(scope) else 'Basic realm="expert-router: any name, and a key as the password"'
+        challenge = "Bearer" if of_api(scope) else 'Basic realm="expert-router: any name, and a key as the password"'
         await JSONResponse(error_object(error), error.status, {"www-authenticate": challenge})(scope, receive, send)
 
     async def _limited(self, key: Key, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +85,7 @@ class Access:
             await self._app(scope, receive, send_with_limits)
 
 
-def _of_api(scope: Scope) -> bool:
+def of_api(scope: Scope) -> bool:
+    """Whether programs ask there."""
     path: str = scope["path"]
     return path.startswith(API[0]) or path == API[1]

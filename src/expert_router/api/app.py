@@ -18,6 +18,7 @@ from expert_router.api.access import Access
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
+from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring
 from expert_router.observability import request_id
@@ -99,6 +100,7 @@ def create_app(
 def guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
     """What every request to ``app`` passes first, the last one here the very first."""
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
+    app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
     app.add_middleware(Access, keyring=keyring)
     app.add_middleware(RequestLog)
 

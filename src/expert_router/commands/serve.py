@@ -81,9 +81,13 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: 
     """Until asked to end; streams that run are finished first, within ``grace_s`` or else the settings' time."""
     import uvicorn
 
+    from expert_router.api.connections import limited
+
     certificate, key = tls_files(settings) or (None, None)
     config = uvicorn.Config(
         app,
+        http=limited(settings.server),
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(grace_s or settings.server.shutdown_grace_s),
