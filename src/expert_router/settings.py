@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -43,6 +43,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s,]+)$")]
+
+
 class ServerSettings(Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
@@ -71,6 +74,8 @@ class ServerSettings(Section):
     ``None``: nobody needs one, and the server listens on loopback alone."""
     insecure: bool = False
     """Listen beyond loopback without keys, for whoever reaches it (``--insecure``)."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Sites whose pages may ask, like `https://app.example.org`, with a key of theirs; `*` for all."""
     tls_cert: Path | None = None
     """A certificate in PEM, with those between it and its root: the server speaks HTTPS. ``None``: HTTP."""
     tls_key: Path | None = None

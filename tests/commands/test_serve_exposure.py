@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from dataclasses import replace
@@ -13,6 +14,7 @@ from cli import one_line
 from test_serve import serving
 
 from expert_router.keys import changing, new_key
+from expert_router.ui.client import ChatClient, Failed
 from support import chat_body
 
 if TYPE_CHECKING:
@@ -153,6 +155,16 @@ def test_with_a_certificate_the_server_speaks_https_alone(
             httpx2.get(f"{server.url}/health/live", trust_env=False)
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{server.url.replace('https', 'http')}/health/live", trust_env=False)
+
+
+def test_the_page_beside_it_trusts_its_certificate_and_no_other_client_does(
+    cli: CommandLine, certificate: Path, private_key: Path
+) -> None:
+    with serving(encrypted(cli, certificate, private_key), "--no-page") as server:
+        trusted = asyncio.run(ChatClient(server.url, certificate=certificate).models())
+        assert not isinstance(trusted, Failed)
+        assert trusted[0].name == "auto"
+        assert isinstance(asyncio.run(ChatClient(server.url).models()), Failed)
 
 
 def test_a_certificate_may_have_its_key_in_the_same_file(cli: CommandLine, certificate: Path) -> None:

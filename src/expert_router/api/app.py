@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from expert_router.api import experts, explain, feedback, health, openai, query
 from expert_router.api.access import Access
+from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
@@ -102,7 +103,10 @@ def guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
     app.add_middleware(Access, keyring=keyring)
+    if settings.server.cors_origins:
+        allow_origins(app, settings.server.cors_origins)
     app.add_middleware(RequestLog)
+    app.add_middleware(SecurityHeaders)
 
 
 def load_keyring(settings: Settings) -> Keyring:
