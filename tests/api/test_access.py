@@ -132,6 +132,16 @@ def test_another_site_makes_a_browser_do_nothing_with_the_password(
     assert server.http.get("/docs", headers=sent).status_code == 200  # but may link to what is shown
 
 
+def test_the_documentation_asks_for_a_key_where_one_is_needed(server: Server, keys: Keys) -> None:
+    schema = server.http.get("/openapi.json", headers=basic(keys.add("laura"))).json()
+    assert schema["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    for path, item in schema["paths"].items():
+        for operation in item.values():
+            assert operation.get("security") == (None if path in {path for _, path in OPEN} else [{"key": []}])
+    with serve(EchoEngine()) as open_to_all:
+        assert "securitySchemes" not in open_to_all.http.get("/openapi.json").json()["components"]
+
+
 def test_what_is_wrong_with_a_request_is_not_said_before_the_key_is_right(server: Server) -> None:
     assert error_of(server.http.post("/v1/chat/completions", json={"messages": 5})) == (401, "unauthorized")
     assert error_of(server.http.post("/v1/chat/completions", content=b"x" * 2_000_000)) == (401, "unauthorized")

@@ -10,8 +10,9 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBearer
 
 from expert_router.api import experts, explain, feedback, health, openai, query
 from expert_router.api.access import Access
@@ -56,7 +57,7 @@ def create_app(
     """
     options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
     keyring = load_keyring(settings)
-    system = System(dispatcher, options, keyring, live)
+    system = System(dispatcher, options, live, keyring=keyring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -86,8 +87,11 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, explain, feedback, experts, health):
-        app.include_router(part.router)
+    # Only for the documentation, which then asks for a key to try things out with: ``Access`` has looked at it before.
+    documented = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if keyring.required else []
+    for part in (openai, query, explain, feedback, experts):
+        app.include_router(part.router, dependencies=documented)
+    app.include_router(health.router)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

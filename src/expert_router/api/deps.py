@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
-from expert_router.keys import hash_of, secret_in
+from expert_router.keys import Keyring, hash_of, secret_in
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Sequence
 
     from expert_router.api.rate_limits import KeyLimits
-    from expert_router.keys import Key, Keyring
+    from expert_router.keys import Key
     from expert_router.live.experts import LiveExperts
     from expert_router.types import CacheUse, ChatRequest, Event
 
@@ -44,13 +44,13 @@ class System:
 
     dispatcher: Dispatcher
     options: ServingOptions
-    keyring: Keyring
     live: LiveExperts | None = None
     """Changes the experts; ``None`` where they cannot be changed."""
     warm_up: asyncio.Task[dict[str, str]] | None = None
     """Gives the experts that cannot answer, and why."""
     reading: asyncio.Task[None] | None = None
     """Of the router's examples, for explanations: nobody waits for it."""
+    keyring: Keyring = field(default_factory=Keyring)
 
     def read_examples_after(self, warm_up: asyncio.Task[dict[str, str]]) -> None:
         if not warm_up.cancelled():
