@@ -53,6 +53,12 @@ def test_a_key_is_added_listed_turned_and_revoked(keys: CommandLine, path: Path)
     assert keys.run("keys", "list").out == ""
 
 
+def test_a_key_that_has_expired_is_listed_as_such(keys: CommandLine, path: Path) -> None:
+    secret = keys.run("keys", "add", "late", "--expires", "0m").out.strip()
+    assert Keyring(path).find(secret) is None
+    assert "  expired 2" in keys.run("keys", "list").out
+
+
 def test_programs_read_json_without_hashes(keys: CommandLine, path: Path) -> None:
     made = json.loads(keys.run("keys", "add", "root", "--admin", "--json").out)
     assert made.keys() == {"id", "name", "scope", "created", "key"}

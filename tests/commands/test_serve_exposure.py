@@ -13,7 +13,11 @@ import pytest
 from cli import one_line
 from test_serve import serving
 
+from expert_router.commands.exposure import require_closed
+from expert_router.commands.serve import listen
+from expert_router.errors import ConfigError
 from expert_router.keys import changing, new_key
+from expert_router.settings import ServerSettings, Settings
 from expert_router.ui.client import ChatClient, Failed
 from support import chat_body
 
@@ -58,40 +62,33 @@ def make_key(path: Path) -> str:
     return secret
 
 
-@pytest.mark.parametrize(
-    ("command", "host", "shown"),
-    [
-        (("serve", "--no-page"), "0.0.0.0", "0.0.0.0"),
-        (("serve", "--workers", "2"), "0.0.0.0", "0.0.0.0"),
-        (("serve",), "::", "::"),
-        (("chat-page",), "0.0.0.0", "0.0.0.0"),
-    ],
-)
-def test_nothing_listens_beyond_this_machine_without_keys(
-    cli: CommandLine, command: tuple[str, ...], host: str, shown: str
-) -> None:
-    done = cli.run(*command, "--port", "0", "--host", host)
+@pytest.mark.parametrize("command", [("serve", "--no-page"), ("serve", "--workers", "2"), ("chat-page",)])
+def test_nothing_listens_beyond_this_machine_without_keys(cli: CommandLine, command: tuple[str, ...]) -> None:
+    done = cli.run(*command, "--port", "0", "--host", "0.0.0.0")
     assert done.status == 2
-    assert one_line(done) == REFUSED.format(shown)
+    assert one_line(done) == REFUSED.format("0.0.0.0")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost"])
-def test_loopback_needs_none(cli: CommandLine, host: str) -> None:
-    process = cli.start("serve", "--no-page", "--port", "0", "--host", host)
-    try:
-        assert process.stdout is not None
-        assert "expert-router is at" in process.stdout.readline() + process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0", "0"])
+def test_an_address_that_others_reach_needs_keys_or_has_to_be_meant(host: str) -> None:
+    refused = listen(host, 0)
+    with pytest.raises(ConfigError, match="could use this without a key"):
+        require_closed(refused, Settings(), insecure=False)
+    assert refused.fileno() == -1  # closed
+    with listen(host, 0) as listener:
+        require_closed(listener, Settings(), insecure=True)
+        require_closed(listener, Settings(server=ServerSettings(insecure=True)), insecure=False)
 
 
-def test_it_does_where_that_is_meant(cli: CommandLine) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "::ffff:127.0.0.1"])
+def test_loopback_needs_none(host: str) -> None:
+    with listen(host, 0) as listener:
+        require_closed(listener, Settings(), insecure=False)
+        assert listener.fileno() >= 0
+
+
+def test_it_listens_where_that_is_meant(cli: CommandLine) -> None:
     with serving(cli, "--no-page", "--host", "0.0.0.0", "--insecure") as server:
-        assert server.ask().status_code == 200
-    with serving(
-        replace(cli, settings={"EXPERT_ROUTER_SERVER__INSECURE": "true"}), "--no-page", "--host", "0.0.0.0"
-    ) as server:
         assert server.ask().status_code == 200
 
 

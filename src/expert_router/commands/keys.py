@@ -75,7 +75,7 @@ def _change(args: Namespace, path: Path) -> None:
 
     with changing(path) as keys:
         if args.action == "add":
-            expires = datetime.now(UTC) + args.expires if args.expires else None
+            expires = None if args.expires is None else datetime.now(UTC) + args.expires
             limits = {limit: getattr(args, limit) for limit in LIMITS}
             key, secret = new_key(args.name, scope="admin" if args.admin else "user", expires=expires, **limits)
         elif args.name not in keys:
