@@ -188,6 +188,19 @@ def test_blank_lines_after_a_request_do_not_end_its_answer(server: Serving) -> N
         assert any(line.startswith(b"data: [DONE]") for line in file)
 
 
+@pytest.mark.parametrize("more", [b"expect: 100-continue\r\n", b"connection: close\r\n"])
+def test_requests_that_ask_for_more_are_answered_in_full(server: Serving, more: bytes) -> None:
+    """curl asks so whether its body is welcome. The answer takes longer than a body may."""
+    content = json.dumps(chat_body("word " * 30_000, stream=True, max_tokens=100_000)).encode()
+    with connected(server) as connection:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n" + more
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+        file = connection.makefile("rb")
+        with connected(server) as other:
+            assert answers(other) == ""  # so long: a connection without a request has had its time
+        assert any(line.startswith(b"data: [DONE]") for line in file)
+
+
 def test_a_client_that_does_not_read_is_left_after_the_requests_time(cli: CommandLine) -> None:
     """So is none whose answer is whole in time."""
     content = json.dumps(chat_body("word " * 30_000, stream=True, max_tokens=100_000)).encode()
