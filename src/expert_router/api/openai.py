@@ -19,7 +19,6 @@ from expert_router.api.errors import error_object
 from expert_router.api.schemas import ChatCompletionRequest  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.api.server_timing import server_timing
 from expert_router.errors import ExpertRouterError, UnknownModelError
-from expert_router.serving.dispatcher import whole
 from expert_router.serving.objects import (
     all_source_objects,
     cache_object,
@@ -54,7 +53,7 @@ async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep,
     dispatcher = system.dispatcher
     events = caller.metered(dispatcher.stream(chat_request), chat_request)
     if not body.stream:
-        answer = await unless_disconnected(request, whole(chat_request, events))
+        answer = await unless_disconnected(request, dispatcher.ask(chat_request, events))
         headers = _headers(answer.decision, answer.answered_by, answer.served, answer.timings)
         return JSONResponse(_completion(answer, body.model, dispatcher), headers=headers)
     started = _Started(events)

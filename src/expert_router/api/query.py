@@ -8,7 +8,6 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 from expert_router.api.deps import CallerDep, SystemDep, unless_disconnected
 from expert_router.api.schemas import LoggedId, LoggedQuery, QueryRequest, QueryResponse
 from expert_router.api.server_timing import server_timing
-from expert_router.serving.dispatcher import whole
 from expert_router.serving.objects import decision_object
 from expert_router.types import ChatRequest, GenerationParams, Message
 
@@ -23,7 +22,7 @@ async def query(
     messages = (Message("user", body.query),)
     chat_request = ChatRequest(messages, params=params, client=caller.sender, wait_s=caller.wait_s)
     events = caller.metered(system.dispatcher.stream(chat_request), chat_request)
-    answer = await unless_disconnected(request, whole(chat_request, events))
+    answer = await unless_disconnected(request, system.dispatcher.ask(chat_request, events))
     response.headers.update(server_timing(answer.timings))
     logged = {"expert_router": LoggedQuery(decision=LoggedId(id=answer.decision.id))} if answer.decision.id else {}
     return QueryResponse(

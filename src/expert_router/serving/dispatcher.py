@@ -144,9 +144,36 @@ class Dispatcher:
                         yield event
         yield progress.done(layout.answered())
 
-    async def ask(self, request: ChatRequest) -> Answer:
-        """The whole answer at once."""
-        return await whole(request, self.stream(request))
+    async def ask(self, request: ChatRequest, events: AsyncGenerator[Event] | None = None) -> Answer:
+        """The whole answer at once; ``events`` is its stream where somebody listens along."""
+        routed: Routed | None = None
+        sources: list[Sources] = []
+        pieces: list[str] = []
+        async with aclosing(events or self.stream(request)) as stream:
+            async for event in stream:
+                pieces.append(event.text)
+                if isinstance(event, Routed):
+                    routed = event
+                elif isinstance(event, Sources):
+                    sources.append(event)
+        if routed is None or not isinstance(event, Done):
+            raise EngineError("The answer ended before it was whole.")
+        text = "".join(pieces)
+        query = request.user_turns[-1]
+        return Answer(
+            query,
+            text,
+            routed.decision,
+            routed.experts,
+            event.finish_reason,
+            event.usage,
+            event.timings,
+            tuple(sources),
+            routed.served,
+            event.parts,
+            event.cache,
+            event.similar_to,
+        )
 
     async def close(self) -> None:
         if self.deployed.examples is not None:
@@ -208,35 +235,3 @@ class Dispatcher:
         messages = expert_messages(expert, conversation, others, found)
         stream = answered(self.engine, expert, messages, request.params, found)
         return found, repeating.kept(scope, part.question, found, stream) if repeating else stream
-
-
-async def whole(request: ChatRequest, events: AsyncGenerator[Event]) -> Answer:
-    """All that was streamed for a request, as one answer."""
-    routed: Routed | None = None
-    sources: list[Sources] = []
-    pieces: list[str] = []
-    async with aclosing(events):
-        async for event in events:
-            pieces.append(event.text)
-            if isinstance(event, Routed):
-                routed = event
-            elif isinstance(event, Sources):
-                sources.append(event)
-    if routed is None or not isinstance(event, Done):
-        raise EngineError("The answer ended before it was whole.")
-    text = "".join(pieces)
-    query = request.user_turns[-1]
-    return Answer(
-        query,
-        text,
-        routed.decision,
-        routed.experts,
-        event.finish_reason,
-        event.usage,
-        event.timings,
-        tuple(sources),
-        routed.served,
-        event.parts,
-        event.cache,
-        event.similar_to,
-    )
