@@ -314,6 +314,8 @@ def serve(
     dispatcher: Dispatcher | None = None,
     live: LiveExperts | None = None,
     admin_key: str | None = None,
+    keys: Path | None = None,
+    cors_origins: tuple[str, ...] = (),
     **dispatching: Any,
 ) -> Iterator[Server]:
     """Run the API on a free port, in a thread of this process; ``dispatching`` is ``build``'s.
@@ -324,7 +326,13 @@ def serve(
     """
     dispatcher = dispatcher or build(engine, router, **dispatching)
     settings = Settings(
-        server=ServerSettings(keep_alive_s=keep_alive_s, max_body_bytes=max_body_bytes, admin_key=admin_key),
+        server=ServerSettings(
+            keep_alive_s=keep_alive_s,
+            max_body_bytes=max_body_bytes,
+            admin_key=admin_key,
+            keys=keys,
+            cors_origins=cors_origins,
+        ),
         serving=ServingSettings(max_tokens=max_tokens),
     )
     app = create_app(dispatcher, settings, home_page=home_page, warm_up=warm_up, live=live)

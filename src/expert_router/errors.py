@@ -7,13 +7,19 @@ ExpertRouterError                     500
 │   ├── UnknownDecisionError          404   code decision_not_found
 │   ├── DecisionLogOffError           409   code decision_log_off
 │   ├── FeedbackError                 422   code invalid_feedback; says nothing, or names nobody who could answer
-│   └── BodyTooLargeError             413
+│   ├── SlowRequestError              408   code slow_request; its head or body did not come in time
+│   ├── BodyTooLargeError             413
+│   └── HeadTooLargeError             431   code head_too_large
 ├── AdminClosedError                  403   code admin_closed; the server has no admin key
-├── UnauthorizedError                 401   code unauthorized; the admin key is missing or wrong
+├── ScopeError                        403   code insufficient_scope; the key may ask, but not do this
+├── UnauthorizedError                 401   code unauthorized; the key is missing or wrong
 ├── OverloadedError                   429   queue full; carries retry_after_s
+│   └── RateLimitError                429   code rate_limit_exceeded; a limit of the key
 ├── EngineError                       502   the engine failed or answered nonsense
 │   ├── EngineTimeoutError            504   the engine did not answer in time
 │   └── UpstreamsDownError            503   no server behind the engine can be asked; carries retry_after_s
+├── RequestTimeoutError               504   code request_timeout; it took longer than a request may
+├── BusyError                         503   code busy; as many connections as there may be
 ├── NotReadyError                     503   weights, router or expert not usable yet; says what to do
 ├── ConfigError                       -     a settings, manifest or registry mistake, found at start
 ├── WeightsError                      -     a weight file cannot be brought or does not have its hash
@@ -79,10 +85,26 @@ class BodyTooLargeError(InvalidRequestError):
     code = "body_too_large"
 
 
+class HeadTooLargeError(InvalidRequestError):
+    status = 431
+    code = "head_too_large"
+
+
+class SlowRequestError(InvalidRequestError):
+    status = 408
+    code = "slow_request"
+
+
 class AdminClosedError(ExpertRouterError):
     status = 403
     type = "permission_error"
     code = "admin_closed"
+
+
+class ScopeError(ExpertRouterError):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
 
 
 class UnauthorizedError(ExpertRouterError):
@@ -103,7 +125,12 @@ class OverloadedError(ExpertRouterError):
 
     def __reduce__(self) -> tuple[partial[OverloadedError], tuple[str]]:
         """It crosses the border of a process."""
-        return partial(OverloadedError, retry_after_s=self.retry_after_s), (self.message,)
+        return partial(type(self), retry_after_s=self.retry_after_s), (self.message,)
+
+
+class RateLimitError(OverloadedError):
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class EngineError(ExpertRouterError):
@@ -120,6 +147,17 @@ class EngineTimeoutError(EngineError):
 class UpstreamsDownError(EngineError):
     status = 503
     code = "upstreams_down"
+
+
+class RequestTimeoutError(ExpertRouterError):
+    status = 504
+    code = "request_timeout"
+
+
+class BusyError(ExpertRouterError):
+    status = 503
+    type = "overloaded_error"
+    code = "busy"
 
 
 class NotReadyError(ExpertRouterError):

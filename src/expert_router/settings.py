@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -43,17 +43,43 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s,]+)$")]
+
+
 class ServerSettings(Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1)
     """Processes that answer, each with an engine of its own and the limits of `serving` for itself."""
     max_body_bytes: int = Field(default=1_048_576, ge=1)
+    max_head_bytes: int = Field(default=32_768, ge=256)
+    """Of a request's first line and headers."""
+    max_headers: int = Field(default=100, ge=1)
+    max_connections: int = Field(default=1000, ge=1)
+    """In each process; more are refused at once."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """So long a connection may take to send a request's head."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """So long it may take to send the body."""
+    request_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Longer than this no answer takes, nor does a client that does not read it hold a place."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)
     admin_key: str | None = Field(default=None, min_length=16)
-    """Who sends it as a bearer token may add and remove experts over HTTP; without one nobody may."""
+    """Who sends it as a bearer token may add and remove experts over HTTP, as an admin's key of ``keys`` may; without
+    either nobody may."""
+    keys: Path | None = None
+    """A file of keys (`expert-router keys add NAME`); with one every request needs a key, but those for health.
+    ``None``: nobody needs one, and the server listens on loopback alone."""
+    insecure: bool = False
+    """Listen beyond loopback without keys, for whoever reaches it (``--insecure``)."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Sites whose pages may ask, like `https://app.example.org`, with a key of theirs; `*` for all."""
+    tls_cert: Path | None = None
+    """A certificate in PEM, with those between it and its root: the server speaks HTTPS. ``None``: HTTP."""
+    tls_key: Path | None = None
+    """Its key, where it is not in the same file."""
 
 
 class RouterSettings(Section):
@@ -188,6 +214,8 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=find_home)
     profile: str = "default"
     hf_token: str | None = None
+    key: str | None = None
+    """What commands send to a server that asks for one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()

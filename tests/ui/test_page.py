@@ -66,11 +66,9 @@ READABLE = (
     "#er-box .submit-button",
 )
 PAGE = """
-import sys, argparse
-from expert_router.commands import chat_page
-parser = argparse.ArgumentParser()
-chat_page.add_arguments(parser)
-sys.exit(chat_page.main(parser.parse_args()))
+import sys
+from expert_router.commands import run
+sys.exit(run(["chat-page", *sys.argv[1:]]))
 """
 MOUNTED = """
 import asyncio, json, httpx2

@@ -10,14 +10,19 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBearer
 
 from expert_router.api import experts, explain, feedback, health, openai, query
+from expert_router.api.access import Access
+from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
+from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
+from expert_router.keys import Keyring
 from expert_router.observability import request_id
 from expert_router.types import GENERAL
 
@@ -48,10 +53,11 @@ def create_app(
 ) -> FastAPI:
     """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once.
 
-    With ``live``, experts come and go while it runs.
+    With ``live``, experts come and go while it runs. Raises ``ConfigError`` when the keys cannot be read.
     """
-    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s, settings.server.admin_key)
-    system = System(dispatcher, options, live)
+    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
+    keyring = load_keyring(settings)
+    system = System(dispatcher, options, live, keyring=keyring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,17 +87,36 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, explain, feedback, experts, health):
-        app.include_router(part.router)
+    # Only for the documentation, which then asks for a key to try things out with: ``Access`` has looked at it before.
+    documented = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if keyring.required else []
+    for part in (openai, query, explain, feedback, experts):
+        app.include_router(part.router, dependencies=documented)
+    app.include_router(health.router)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse(home_page)
 
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestLog)
+    guard(app, settings, keyring)
     return app
+
+
+def guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
+    """What every request to ``app`` passes first, the last one here the very first."""
+    app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
+    app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
+    app.add_middleware(Access, keyring=keyring)
+    if settings.server.cors_origins:
+        allow_origins(app, settings.server.cors_origins)
+    app.add_middleware(RequestLog)
+    app.add_middleware(SecurityHeaders)
+
+
+def load_keyring(settings: Settings) -> Keyring:
+    """Raises ``ConfigError`` when there are to be keys and they cannot be read."""
+    path = settings.server.keys
+    return Keyring(settings.resolve(path) if path else None, settings.server.admin_key)
 
 
 async def _watch(live: LiveExperts) -> None:
@@ -155,9 +180,9 @@ class RequestLog:
             await JSONResponse(error_object(error), 500)(scope, receive, send_with_id)
         finally:
             seconds = round(time.perf_counter() - started, 4)
-            logger.info(
-                "request", extra={"method": scope["method"], "path": scope["path"], "status": status, "s": seconds}
-            )
+            about = {"method": scope["method"], "path": scope["path"], "status": status, "s": seconds}
+            key = scope.get("state", {}).get("key")
+            logger.info("request", extra={**about, **({"key": key.id} if key else {})})
             request_id.reset(token)
 
 

@@ -7,21 +7,23 @@ they do.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
+from expert_router.keys import Keyring, hash_of, secret_in
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
 
+    from expert_router.api.rate_limits import KeyLimits
+    from expert_router.keys import Key
     from expert_router.live.experts import LiveExperts
-    from expert_router.types import CacheUse
+    from expert_router.types import CacheUse, ChatRequest, Event
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,6 @@ class ServingOptions:
 
     max_tokens: int
     keep_alive_s: float
-    admin_key: str | None = None
 
 
 @dataclass
@@ -49,6 +50,7 @@ class System:
     """Gives the experts that cannot answer, and why."""
     reading: asyncio.Task[None] | None = None
     """Of the router's examples, for explanations: nobody waits for it."""
+    keyring: Keyring = field(default_factory=Keyring)
 
     def read_examples_after(self, warm_up: asyncio.Task[dict[str, str]]) -> None:
         if not warm_up.cancelled():
@@ -92,14 +94,22 @@ def wait_s(prefer: Sequence[str] | None) -> float | None:
     return None
 
 
-def sender(request: Request) -> str:
-    """Who asks, as far as the request itself tells: its bearer token, of which a hash is enough, or its address.
+def key_of(request: Request) -> Key | None:
+    """Of whom asks, where it has one that counts."""
+    key: Key | None = request.state.key
+    return key
 
-    Nobody checks the token here. A gateway that does gives each client its own turns by passing it on.
+
+def sender(request: Request) -> str:
+    """Who asks: its key's id, or else, where none is needed, what the request tells: its bearer token or its address.
+
+    Such a token was not checked, and a hash of it is enough. A gateway that checks it gives each client its own turns
+    by passing it on.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return f"key:{hashlib.sha256(token.strip().encode()).hexdigest()[:32]}"
+    if (key := key_of(request)) is not None:
+        return f"key:{key.id}"
+    if token := secret_in(request.headers.get("authorization", "")):
+        return f"token:{hash_of(token)[:32]}"
     return f"address:{request.client.host}" if request.client else ""
 
 
@@ -110,6 +120,12 @@ class Caller:
     sender: str = ""
     cache: CacheUse = "use"
     wait_s: float | None = None
+    limits: KeyLimits | None = None
+    """Of its key."""
+
+    def metered(self, events: AsyncGenerator[Event], request: ChatRequest) -> AsyncGenerator[Event]:
+        """The same events; their tokens count for the key's limit."""
+        return events if self.limits is None else self.limits.metered(events, request)
 
 
 async def caller(
@@ -123,7 +139,8 @@ async def caller(
         Header(description="`wait=10`: wait 10 s at most to be let in, and not at all where that would be in vain"),
     ] = None,
 ) -> Caller:
-    return Caller(sender(request), cache_use(cache_control), wait_s(prefer))
+    limits = getattr(request.state, "limits", None)
+    return Caller(sender(request), cache_use(cache_control), wait_s(prefer), limits)
 
 
 CallerDep = Annotated[Caller, Depends(caller)]

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from expert_router.api.deps import ClientGoneError
-from expert_router.errors import ExpertRouterError
+from expert_router.errors import ExpertRouterError, UnauthorizedError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -27,6 +27,12 @@ def error_object(error: Exception) -> dict[str, Any]:
     return _object("The server failed. Its log says why.", "server_error", None, "internal_error")
 
 
+def error_headers(error: ExpertRouterError) -> dict[str, str]:
+    if error.retry_after_s is not None:
+        return {"retry-after": str(math.ceil(error.retry_after_s))}
+    return {"www-authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
+
+
 def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ExpertRouterError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -40,9 +46,7 @@ def _object(message: str, type_: str, param: str | None, code: str | None) -> di
 
 async def _on_our_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ExpertRouterError)
-    wait_s = error.retry_after_s
-    headers = None if wait_s is None else {"retry-after": str(math.ceil(wait_s))}
-    return JSONResponse(error_object(error), error.status, headers)
+    return JSONResponse(error_object(error), error.status, error_headers(error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -1,16 +1,15 @@
-"""Experts over HTTP: who there is, and, for whoever has the admin key, adding, removing and rolling back."""
+"""Experts over HTTP: who there is, and, for whoever has an admin's key, adding, removing and rolling back."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from expert_router.api.deps import SystemDep  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.api.deps import SystemDep, key_of
 from expert_router.api.schemas import AddExpertRequest, RollbackRequest  # noqa: TC001 - FastAPI reads the annotation
-from expert_router.errors import AdminClosedError, UnauthorizedError, UnknownModelError
+from expert_router.errors import AdminClosedError, ScopeError, UnauthorizedError, UnknownModelError
 from expert_router.live.experts import LiveExperts
 
 if TYPE_CHECKING:
@@ -19,20 +18,20 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/experts", tags=["Experts"])
 
-BEARER = "Bearer "
-
 
 async def admin(request: Request, system: SystemDep) -> LiveExperts:
-    """What changes experts, for a request with the admin key. Compared in constant time."""
-    if system.live is None or system.options.admin_key is None:
+    """What changes experts, for a request with an admin's key."""
+    if system.live is None or not system.keyring.has_admin:
         raise AdminClosedError(
             "Experts cannot be changed over HTTP: the server has no admin key. Start it with server.admin_key set, for "
-            "example EXPERT_ROUTER_SERVER__ADMIN_KEY, at least 16 characters; or use expert-router expert beside it."
+            "example EXPERT_ROUTER_SERVER__ADMIN_KEY, at least 16 characters, or make one (expert-router keys add NAME "
+            "--admin); or use expert-router expert beside it."
         )
-    given = request.headers.get("authorization", "")
-    expected = BEARER + system.options.admin_key
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise UnauthorizedError("Send the admin key: Authorization: Bearer <server.admin_key>.")
+    key = key_of(request)
+    if key is None:
+        raise UnauthorizedError("Send an admin's key: Authorization: Bearer <key>.")
+    if key.scope != "admin":
+        raise ScopeError(f"The key {key.id} may ask, and not change the experts: send an admin's.")
     return system.live
 
 

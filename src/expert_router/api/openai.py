@@ -51,11 +51,11 @@ own status, one after it is an event in the stream."""
 async def chat(body: ChatCompletionRequest, request: Request, system: SystemDep, caller: CallerDep) -> Response:
     chat_request = body.to_request(system.options.max_tokens, caller)
     dispatcher = system.dispatcher
+    events = caller.metered(dispatcher.stream(chat_request), chat_request)
     if not body.stream:
-        answer = await unless_disconnected(request, dispatcher.ask(chat_request))
+        answer = await unless_disconnected(request, dispatcher.ask(chat_request, events))
         headers = _headers(answer.decision, answer.answered_by, answer.served, answer.timings)
         return JSONResponse(_completion(answer, body.model, dispatcher), headers=headers)
-    events = dispatcher.stream(chat_request)
     started = _Started(events)
     try:
         routed = await unless_disconnected(request, started.begin())

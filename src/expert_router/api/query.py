@@ -21,7 +21,8 @@ async def query(
     params = GenerationParams(max_tokens=system.options.max_tokens, cache=caller.cache)
     messages = (Message("user", body.query),)
     chat_request = ChatRequest(messages, params=params, client=caller.sender, wait_s=caller.wait_s)
-    answer = await unless_disconnected(request, system.dispatcher.ask(chat_request))
+    events = caller.metered(system.dispatcher.stream(chat_request), chat_request)
+    answer = await unless_disconnected(request, system.dispatcher.ask(chat_request, events))
     response.headers.update(server_timing(answer.timings))
     logged = {"expert_router": LoggedQuery(decision=LoggedId(id=answer.decision.id))} if answer.decision.id else {}
     return QueryResponse(

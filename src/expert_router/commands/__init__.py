@@ -21,6 +21,7 @@ VERBS = {
     "explain": "say why: the words that mattered, and the examples most like it",
     "expert": "list, show, add, remove and roll back experts, on a running server too",
     "upstream": "list the servers behind the engine openai_http, take one out and put it back",
+    "keys": "make, list, rotate and revoke the keys that a server asks for",
     "train": "fit the router",
     "prepare": "validate, clean and split the data",
     "weights": "bring, check or list the weight files of models.lock",

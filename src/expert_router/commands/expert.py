@@ -48,7 +48,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     expert_train.add_arguments(parser)
     parser.add_argument("--to", type=int, metavar="VERSION", help="rollback: which; 0 is as shipped")
     parser.add_argument("--url", help="a running server's address, which then changes; needs --admin-key")
-    parser.add_argument("--admin-key", metavar="KEY", help="default: server.admin_key of the settings")
+    parser.add_argument(
+        "--admin-key", metavar="KEY", help="default: EXPERT_ROUTER_KEY, or server.admin_key of the settings"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -177,7 +179,8 @@ def _remote(args: Namespace) -> Any:
 
     from expert_router.settings import load_settings
 
-    key = args.admin_key or load_settings(args.config).server.admin_key
+    settings = load_settings(args.config)
+    key = args.admin_key or settings.key or settings.server.admin_key
     headers = {"authorization": f"Bearer {key}"} if key else {}
     method, path, body = _request(args)
     try:

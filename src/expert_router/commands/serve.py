@@ -10,6 +10,7 @@ import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from expert_router.commands.exposure import require_closed, tls_files
 from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="processes, each with its own engine, and no page (default: server.workers, 1)",
     )
     parser.add_argument("--engine", metavar="NAME", help="in place of engine.name; vllm starts vLLM on a GPU here")
+    parser.add_argument("--insecure", action="store_true", help="listen beyond this machine without keys")
     parser.add_argument("--lazy", action="store_true", help="load the base model with the first question, not at start")
 
 
@@ -52,8 +54,9 @@ def main(args: Namespace) -> int:
         engine = settings.engine.model_copy(update={"name": args.engine})
         settings = settings.model_copy(update={"engine": engine})
     configure_logging(settings.log_level)
-    listener = _listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
-    address = _reachable(listener)
+    listener = listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
+    require_closed(listener, settings, insecure=args.insecure)
+    address = reachable(listener, settings)
     workers = settings.server.workers if args.workers is None else args.workers
     if workers != 1:
         return _main_with_workers(args, settings, listener, workers)
@@ -71,23 +74,30 @@ def main(args: Namespace) -> int:
     home_page = PAGE if with_page else "/docs"
     app = create_app(dispatcher, settings, home_page=home_page, warm_up=not args.lazy, live=live)
     if with_page:
-        app = _with_page(app, address)
+        app = _with_page(app, settings, address)
     listener.listen(BACKLOG)  # before it is announced: who comes now waits a moment instead of being refused
-    _announce(address, with_page=with_page)
+    _announce(address, settings, with_page=with_page)
     run_app(app, settings, listener)
     return 0
 
 
-def run_app(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    """Until asked to end; streams that run are finished first."""
+def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: float | None = None) -> None:
+    """Until asked to end; streams that run are finished first, within ``grace_s`` or else the settings' time."""
     import uvicorn
 
+    from expert_router.api.connections import limited
+
+    certificate, key = tls_files(settings) or (None, None)
     config = uvicorn.Config(
         app,
+        http=limited(settings.server),
+        ws="none",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
+        timeout_graceful_shutdown=round(grace_s or settings.server.shutdown_grace_s),
         server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
     )
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -110,13 +120,13 @@ def _main_with_workers(args: Namespace, settings: Settings, listener: socket.soc
     if settings.engine.name == "openvino":
         prepare_base_model(settings, settings.engine.base_model, progress=True)
     listener.listen(BACKLOG)
-    address = _reachable(listener)
-    _announce(address, with_page=False)
+    address = reachable(listener, settings)
+    _announce(address, settings, with_page=False)
     print(f"  {workers} workers; the chat page apart: expert-router chat-page --backend {address}\n", flush=True)
     return run_workers(settings, listener, workers, warm_up=not args.lazy)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Bind first of all: a taken port is said before any model is loaded.
 
     The protocol is named because asyncio switches Nagle's delay off only on sockets that name it: a stream of small
@@ -135,12 +145,16 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _reachable(listener: socket.socket) -> str:
-    """The address for a client on this machine: loopback where the server listens everywhere."""
+def reachable(listener: socket.socket, settings: Settings) -> str:
+    """The address for a client on this machine: loopback where the server listens everywhere.
+
+    Raises ``ConfigError`` when it is to be encrypted and cannot be.
+    """
+    scheme = "https" if tls_files(settings) else "http"
     host, port = listener.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _page_is_installed() -> bool:
@@ -150,19 +164,19 @@ def _page_is_installed() -> bool:
     return False
 
 
-def _with_page(app: FastAPI, address: str) -> FastAPI:
+def _with_page(app: FastAPI, settings: Settings, address: str) -> FastAPI:
     from expert_router.ui.chat import mount
 
-    return mount(app, address, PAGE)
+    tls = tls_files(settings)
+    return mount(app, address, PAGE, certificate=tls[0] if tls else None)
 
 
-def _announce(address: str, *, with_page: bool) -> None:
+def _announce(address: str, settings: Settings, *, with_page: bool) -> None:
     print(f"\n  expert-router is at {address}   (Ctrl-C stops it)\n")
     if with_page:
         print(f"  chat page     {address}{PAGE}")
     print(f"  API           {address}/docs")
     question = '{"model": "auto", "messages": [{"role": "user", "content": "What is REM sleep?"}]}'
-    print(
-        f"  for example   curl {address}/v1/chat/completions -H 'content-type: application/json' -d '{question}'\n",
-        flush=True,
-    )
+    key = " -H 'authorization: Bearer KEY'" if settings.server.keys else ""
+    url = f"{address}/v1/chat/completions"
+    print(f"  for example   curl {url}{key} -H 'content-type: application/json' -d '{question}'\n", flush=True)

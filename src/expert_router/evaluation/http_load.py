@@ -95,8 +95,11 @@ class Level:
     rate: float | None = None
 
 
-def open_client(url: str, silence_s: float) -> httpx2.AsyncClient:
-    """``url`` is the server's, with ``/v1`` or without. Raises ``ConfigError`` for what is no address."""
+def open_client(url: str, silence_s: float, key: str | None = None) -> httpx2.AsyncClient:
+    """``url`` is the server's, with ``/v1`` or without; ``key`` is what it asks for.
+
+    Raises ``ConfigError`` for what is no address.
+    """
     try:
         address = httpx2.URL(url.rstrip("/").removesuffix("/v1") + "/v1")
     except httpx2.InvalidURL:
@@ -104,9 +107,9 @@ def open_client(url: str, silence_s: float) -> httpx2.AsyncClient:
     if address.scheme not in {"http", "https"} or not address.host:
         raise ConfigError(f"--url takes an address like http://127.0.0.1:8000, not {url!r}.")
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx2.AsyncClient(
-        base_url=address, timeout=httpx2.Timeout(silence_s, connect=5.0), limits=limits, trust_env=False
-    )
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = httpx2.Timeout(silence_s, connect=5.0)
+    return httpx2.AsyncClient(base_url=address, timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
 
 async def find_target(client: httpx2.AsyncClient, model: str | None) -> Target:
@@ -122,6 +125,8 @@ async def find_target(client: httpx2.AsyncClient, model: str | None) -> Target:
         raise ConfigError(
             f"No server answers at {url} ({why}): start one (expert-router serve), or name its --url."
         ) from error
+    if response.status_code == httpx2.codes.UNAUTHORIZED:
+        raise ConfigError(f"{url} needs a key: --key, or EXPERT_ROUTER_KEY.")
     try:
         entries = {entry["id"]: entry.get("owned_by") for entry in response.json()["data"]}
     except (ValueError, KeyError, TypeError, AttributeError):

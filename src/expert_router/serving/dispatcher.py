@@ -144,13 +144,13 @@ class Dispatcher:
                         yield event
         yield progress.done(layout.answered())
 
-    async def ask(self, request: ChatRequest) -> Answer:
-        """The whole answer at once."""
+    async def ask(self, request: ChatRequest, events: AsyncGenerator[Event] | None = None) -> Answer:
+        """The whole answer at once; ``events`` is its stream where somebody listens along."""
         routed: Routed | None = None
         sources: list[Sources] = []
         pieces: list[str] = []
-        async with aclosing(self.stream(request)) as events:
-            async for event in events:
+        async with aclosing(events or self.stream(request)) as stream:
+            async for event in stream:
                 pieces.append(event.text)
                 if isinstance(event, Routed):
                     routed = event

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expert_router.ui.client import ChatClient
+
 if TYPE_CHECKING:
     import gradio
     from fastapi import FastAPI
@@ -22,18 +24,23 @@ def build_page(base_url: str) -> gradio.Blocks:
     """
     from expert_router.ui import page  # noqa: PLC0415 - Gradio takes seconds to import
 
-    return page.build(base_url)
+    return page.build(ChatClient(base_url))
 
 
-def mount(app: FastAPI, base_url: str, path: str) -> FastAPI:
-    """Add the page to ``app`` below ``path``, and only there; the page starts and ends with ``app``'s lifespan."""
+def mount(
+    app: FastAPI, base_url: str, path: str, *, key: str | None = None, certificate: Path | None = None
+) -> FastAPI:
+    """Add the page to ``app`` below ``path``, and only there; the page starts and ends with ``app``'s lifespan.
+
+    ``key`` is for visitors who bring none; see ``ChatClient`` for ``certificate``.
+    """
     import gradio
 
     from expert_router.ui import page  # noqa: PLC0415 - Gradio takes seconds to import
 
     gradio.mount_gradio_app(
         app,
-        page.build(base_url),
+        page.build(ChatClient(base_url, key=key, certificate=certificate)),
         path,
         theme=page.theme(),
         css_paths=_STYLE,

@@ -7,6 +7,8 @@ silent ends the stream with one ``Failed`` whose sentence can be shown to a pers
 from __future__ import annotations
 
 import json
+import ssl
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -18,6 +20,7 @@ from expert_router.ui.wire import parse_decision, parse_explanation, parse_serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from expert_router.types import Decision, Explanation, Message, Rating, Served
 
@@ -88,7 +91,11 @@ class Model:
 
 
 class ChatClient:
-    """Talks to one backend. Each call opens its own connection, so that closing a stream closes exactly that."""
+    """Talks to one backend. Each call opens its own connection, so that closing a stream closes exactly that.
+
+    ``key`` is sent with every call. ``certificate`` is the backend's own file, where it is on this machine: it is
+    trusted whatever name it is for.
+    """
 
     def __init__(
         self,
@@ -96,12 +103,21 @@ class ChatClient:
         *,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         silence_timeout_s: float = SILENCE_TIMEOUT_S,
+        key: str | None = None,
+        certificate: Path | None = None,
     ) -> None:
         """Raises ``ConfigError`` when ``base_url`` is not the address of a web server."""
         self.base_url = _checked(base_url)
         self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
-        self._tls = httpx2.create_ssl_context()
+        self.key = key
+        self._tls = _trusting(certificate) if certificate else httpx2.create_ssl_context()
+
+    def with_key(self, key: str) -> ChatClient:
+        """The same with another key; without one it keeps its own."""
+        other = copy(self)
+        other.key = key or self.key
+        return other
 
     async def models(self) -> tuple[Model, ...] | Failed:
         """The names that ``stream_chat`` accepts, in the server's order."""
@@ -185,7 +201,10 @@ class ChatClient:
     def _connect(self, silence_timeout_s: float) -> httpx2.AsyncClient:
         timeout = httpx2.Timeout(silence_timeout_s, connect=self._connect_timeout_s)
         # A proxy of the environment must not stand between this page and a backend on the same machine.
-        return httpx2.AsyncClient(base_url=self.base_url, timeout=timeout, verify=self._tls, trust_env=False)
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx2.AsyncClient(
+            base_url=self.base_url, timeout=timeout, verify=self._tls, trust_env=False, headers=headers
+        )
 
     def _failure(self, error: httpx2.TransportError, silence_timeout_s: float, *, answering: bool = False) -> Failed:
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -242,6 +261,13 @@ class _ChunkReader:
         self._cache.update(extra.get("cache") or {})
         if usage := chunk.get("usage"):
             self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
+
+
+def _trusting(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context
 
 
 def _checked(base_url: str) -> str:

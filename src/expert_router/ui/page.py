@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gradio as gr  # noqa: TID253 - reached only through ui.chat, whose functions import this module
 
+from expert_router.keys import secret_in
 from expert_router.types import AUTO
 from expert_router.ui import cards, feedback
 from expert_router.ui.catalogue import Catalogue
-from expert_router.ui.client import ChatClient, Failed, Text
+from expert_router.ui.client import Failed, Text
 from expert_router.ui.conversation import Conversation
 from expert_router.ui.why import why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from expert_router.ui.client import ChatClient
     from expert_router.ui.conversation import Exchange
 
 TITLE = "Expert Router"
@@ -67,9 +69,8 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build(base_url: str) -> gr.Blocks:
-    """Raises ``ConfigError`` when ``base_url`` is not the address of a web server."""
-    page = _Page(ChatClient(base_url))
+def build(client: ChatClient) -> gr.Blocks:
+    page = _Page(client)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True) as blocks:
         page.lay_out()
         page.connect(blocks)
@@ -160,9 +161,9 @@ class _Page:
         blocks.load(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
         self.recheck.tick(self.look_up, [self.catalogue, self.choice], looked_up, **quick)
 
-    async def look_up(self, catalogue: Catalogue, choice: str) -> list[Update]:
+    async def look_up(self, catalogue: Catalogue, choice: str, request: gr.Request) -> list[Update]:
         """Ask the backend who can answer: at load, and again and again while it is down."""
-        models = await self._client.models()
+        models = await self._client_of(request).models()
         if isinstance(models, Failed):
             return [catalogue, gr.skip(), gr.skip(), *self._down(models)]
         catalogue = replace(catalogue, models=models)
@@ -194,14 +195,16 @@ class _Page:
             raise gr.Error("", visible=False, print_exception=False)
         return self._repeat(_current(conversation, number), catalogue, event.value)
 
-    async def rate(self, conversation: Conversation, number: int, event: gr.SelectData) -> tuple[str, str]:
+    async def rate(
+        self, conversation: Conversation, number: int, request: gr.Request, event: gr.SelectData
+    ) -> tuple[str, str]:
         """The person said whether who answered was right, or who should have: the decision, and what was said of it."""
         conversation = _current(conversation, number)
         decision = conversation.exchanges[-1].decision_id if conversation.exchanges else None
         verdict = feedback.verdict_in(event.value)
         if verdict is None or decision is None:
             raise gr.Error("", visible=False, print_exception=False)
-        if failed := await self._client.send_feedback(decision, *feedback.to_send(verdict)):
+        if failed := await self._client_of(request).send_feedback(decision, *feedback.to_send(verdict)):
             raise gr.Error(failed.message, title="Not noted", print_exception=False)
         return decision, verdict
 
@@ -236,7 +239,8 @@ class _Page:
         """Stream the answer to the last question."""
         exchange = conversation.exchanges[-1]
         drawn_at = 0.0
-        asked = self._client.stream_chat(conversation.messages(), exchange.model, request.session_hash or "")
+        client = self._client_of(request)
+        asked = client.stream_chat(conversation.messages(), exchange.model, request.session_hash or "")
         async with aclosing(asked) as events:
             async for event in events:
                 exchange = exchange.after(event)
@@ -256,16 +260,20 @@ class _Page:
         cleared = replace(catalogue, explanations={}) if catalogue.explanations else gr.skip()
         return [number + 1, cleared, Conversation(number + 1), [], gr.Textbox("", submit_btn=SEND, stop_btn=False)]
 
-    async def explain(self, conversation: Conversation, catalogue: Catalogue) -> Catalogue:
+    async def explain(self, conversation: Conversation, catalogue: Catalogue, request: gr.Request) -> Catalogue:
         """Ask why the last question went where it went."""
         if not conversation.exchanges:
             return catalogue
         turns = conversation.user_turns(len(conversation.exchanges) - 1)
-        found = await self._client.explain(turns[-1], turns[:-1])
+        found = await self._client_of(request).explain(turns[-1], turns[:-1])
         return replace(catalogue, explanations={**catalogue.explanations, turns: found})
 
     def redraw(self, conversation: Conversation, number: int, catalogue: Catalogue) -> Update:
         return draw(_current(conversation, number), catalogue)
+
+    def _client_of(self, request: gr.Request) -> ChatClient:
+        """With the key that the visitor gave to see the page, where one was asked for."""
+        return self._client.with_key(secret_in(request.headers.get("authorization", ""), basic=True))
 
     def _down(self, failed: Failed) -> list[Update]:
         return [gr.HTML(cards.banner(failed.message, DOWN_HINT), visible=True), gr.Timer(active=True)]

@@ -32,6 +32,7 @@ INTERRUPTED = 130
 def add_arguments(parser: ArgumentParser) -> None:
     url, mix = "http://127.0.0.1:8000", "sleep=0.4,cars=0.4,other=0.2"
     parser.add_argument("--url", default=url, help=f"ours, or any OpenAI-compatible server (default: {url})")
+    parser.add_argument("--key", help="what the server asks for (default: EXPERT_ROUTER_KEY)")
     parser.add_argument("--model", metavar="NAME", help="default: auto, or another server's first")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--concurrency", default="1,8,32", metavar="N,N", help="clients at once (default: 1,8,32)")
@@ -57,6 +58,7 @@ def run(args: Namespace, settings: Settings) -> int:
     from expert_router.evaluation.mix import draw, read_mix
 
     loads = _checked(args)
+    args.key = args.key or settings.key
     examples = read_labelled(settings.resolve(settings.paths.data) / TEST_SPLIT)
     shares = read_mix(args.mix, examples)
     first = [next(example for example in examples if example.kind == kind) for kind in shares]
@@ -107,7 +109,7 @@ async def _try(args: Namespace, questions: Sequence[LabelledQuestion]) -> Target
     """Find the server and have it answer, past its cache, which loads its models. Raises ``ConfigError``."""
     from expert_router.evaluation.http_load import Asking, ask, find_target, open_client
 
-    async with open_client(args.url, SILENCE_S) as client:
+    async with open_client(args.url, SILENCE_S, args.key) as client:
         target = await find_target(client, args.model)
         for question in questions:
             sample = await ask(client, target, Asking(args.max_tokens, no_cache=True), question)
@@ -131,7 +133,7 @@ async def _measure(
 
     how = Asking(args.max_tokens, args.ignore_eos, args.no_cache)
     seconds = SECONDS if args.seconds is None and args.requests is None else args.seconds
-    async with open_client(args.url, SILENCE_S) as client:
+    async with open_client(args.url, SILENCE_S, args.key) as client:
         for level in loads:
             levels.append(level)
             name = f"{level.clients} clients" if level.rate is None else f"{level.rate:g} requests a second"
