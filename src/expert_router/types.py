@@ -39,20 +39,34 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A run at the door, by ``time.monotonic``; one that was let in at once ends as it began."""
+
+    expert: str
+    began: float
+    ended: float
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A request at the door before the engine, whatever number of runs it takes; ``serving.admission`` writes in it.
 
     ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait. ``placed`` once it
-    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waited_s``
-    is how long its runs have waited, all of them together.
+    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waits``
+    are those of its runs that were at the door.
     """
 
     client: str = ""
     deadline: float = inf
     placed: bool = False
     kept: dict[str, TimerHandle] = field(default_factory=dict)
-    waited_s: float = 0.0
+    waits: list[Wait] = field(default_factory=list)
+
+    @property
+    def waited_s(self) -> float:
+        """All of its runs' together."""
+        return sum((wait.ended - wait.began for wait in self.waits), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
