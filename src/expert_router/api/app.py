@@ -8,12 +8,13 @@ import re
 import secrets
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from expert_router.api import experts, explain, feedback, health, openai, query
+from expert_router.api import experts, explain, feedback, health, metrics, openai, query
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from expert_router.live.experts import LiveExperts
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.settings import Settings
+    from expert_router.telemetry.metrics import Metrics
+    from expert_router.telemetry.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +48,15 @@ def create_app(
     home_page: str = "/docs",
     warm_up: bool = False,
     live: LiveExperts | None = None,
+    workers: Workers | None = None,
 ) -> FastAPI:
     """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once.
 
-    With ``live``, experts come and go while it runs.
+    With ``live``, experts come and go while it runs; with ``workers`` its metrics are those of all of them.
     """
     options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s, settings.server.admin_key)
-    system = System(dispatcher, options, live)
+    system = System(dispatcher, options, live, workers=workers)
+    dispatcher.observers.append(system.metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,6 +64,8 @@ def create_app(
             system.warm_up = asyncio.create_task(_warm_up(dispatcher))
             system.warm_up.add_done_callback(system.read_examples_after)
         watching = asyncio.create_task(_watch(live)) if live is not None else None
+        if workers is not None:
+            await workers.listen(partial(metrics.exposition, system))
         try:
             yield
         finally:
@@ -69,6 +76,8 @@ def create_app(
                 system.warm_up.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await system.warm_up
+            if workers is not None:
+                await workers.close()
             await dispatcher.close()
             if system.reading is not None:
                 await asyncio.wait({system.reading})
@@ -81,7 +90,7 @@ def create_app(
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
-    for part in (openai, query, explain, feedback, experts, health):
+    for part in (openai, query, explain, feedback, experts, health, metrics):
         app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)
@@ -90,7 +99,7 @@ def create_app(
 
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, metrics=system.metrics)
     return app
 
 
@@ -122,13 +131,14 @@ async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
 
 
 class RequestLog:
-    """Gives every request an id (the caller's ``x-request-id`` if it sent one) and logs one line when it ends.
+    """Gives every request an id (the caller's ``x-request-id`` if it sent one), counts it and logs it when it ends.
 
     A bug is answered here, so that its 500 has the id too. No stack trace leaves the server; the log keeps it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -155,8 +165,12 @@ class RequestLog:
             await JSONResponse(error_object(error), 500)(scope, receive, send_with_id)
         finally:
             seconds = round(time.perf_counter() - started, 4)
-            logger.info(
-                "request", extra={"method": scope["method"], "path": scope["path"], "status": status, "s": seconds}
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.observe_http(scope["method"], route and scope.get("root_path", "") + route, status)
+            logger.log(
+                logging.DEBUG if scope["path"] == metrics.PATH else logging.INFO,
+                "request",
+                extra={"method": scope["method"], "path": scope["path"], "status": status, "s": seconds},
             )
             request_id.reset(token)
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from expert_router.live.experts import LiveExperts
+    from expert_router.telemetry.workers import Workers
     from expert_router.types import CacheUse
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ class System:
     options: ServingOptions
     live: LiveExperts | None = None
     """Changes the experts; ``None`` where they cannot be changed."""
+    metrics: Metrics = field(default_factory=Metrics)
+    workers: Workers | None = None
+    """The processes that this is one of; ``None`` where it is the only one."""
     warm_up: asyncio.Task[dict[str, str]] | None = None
     """Gives the experts that cannot answer, and why."""
     reading: asyncio.Task[None] | None = None
