@@ -73,7 +73,7 @@ def test_what_the_server_holds_is_told_with_the_weights_that_answer() -> None:
         told = scrape(server)
     assert told["expert_info"] == {("", "echo", name): 1 for name in ("sleep", "cars", "general")}
     assert told["expert_ready"] == {(name,): 1 for name in ("sleep", "cars", "general")}
-    assert told["engine_count"][("", "finished")] == 1
+    assert told["engine_status"][("", "finished")] == 1
     assert (told["num_requests_running"], told["num_requests_waiting"]) == ({(): 0}, {(): 0})
     assert told["cache_answers"] == {(): 1}
     assert told["cache_bytes"][()] > 0

@@ -107,7 +107,7 @@ READY = Family(
     ("expert",),
 )
 ENGINE = Family(
-    "expert_router_engine_count",
+    "expert_router_engine_status",
     "gauge",
     "What the engine counts itself, by the model that it loaded where it tells: `engine` in `GET /health/ready`.",
     ("model", "name"),
