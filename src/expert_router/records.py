@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from expert_router.trace_context import TraceContext
     from expert_router.types import CacheResult, ChatRequest, Decision, Served, Usage
 
 Outcome = Literal["stop", "length", "error", "abort"]
@@ -46,6 +47,7 @@ class PartRecord:
     gaps_s: tuple[float, ...] = ()
     usage: Usage | None = None
     cache: CacheResult | None = None
+    trace: TraceContext | None = None
 
     @property
     def generated(self) -> Usage | None:
@@ -63,7 +65,8 @@ class PartRecord:
 class RequestRecord:
     """``arrived`` is in seconds since 1970; ``decision`` and ``route_s`` are ``None`` where nobody was chosen.
 
-    ``error`` is the code of what the whole request failed with; a part may have failed beside it or alone.
+    ``error`` is the code of what the whole request failed with; a part may have failed beside it or alone. ``trace`` is
+    its span, a part's that of its generation.
     """
 
     request: ChatRequest
@@ -76,3 +79,4 @@ class RequestRecord:
     route_s: float | None = None
     first_token_s: float | None = None
     parts: tuple[PartRecord, ...] = ()
+    trace: TraceContext | None = None

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from expert_router.trace_context import TraceContext
+
 AUTO = "auto"
 """The model name that asks the router to choose."""
 GENERAL = "general"
@@ -76,8 +78,8 @@ class GenerationParams:
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
     one to another. With ``ignore_eos`` the answer goes on where the model would end it, up to ``max_tokens`` or a stop
-    sequence: for measurements. ``cache`` and ``ticket`` shape no answer: they say whether one that was given before
-    will do, and whose turn it is.
+    sequence: for measurements. ``cache``, ``ticket`` and ``trace`` shape no answer: they say whether one that was given
+    before will do, whose turn it is, and in which span it is made.
     """
 
     max_tokens: int = 256
@@ -90,6 +92,7 @@ class GenerationParams:
     cache: CacheUse = "use"
     ignore_eos: bool = False
     ticket: Ticket | None = field(default=None, compare=False)
+    trace: TraceContext | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

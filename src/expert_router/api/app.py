@@ -19,7 +19,8 @@ from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
-from expert_router.observability import request_id
+from expert_router.observability import request_id, trace
+from expert_router.trace_context import TraceContext
 from expert_router.types import GENERAL
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def create_app(
 
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestLog, metrics=system.metrics)
+    traced = settings.telemetry.otlp_endpoint is not None
+    app.add_middleware(RequestLog, metrics=system.metrics, traced=traced)
     return app
 
 
@@ -136,17 +138,20 @@ class RequestLog:
     A bug is answered here, so that its 500 has the id too. No stack trace leaves the server; the log keeps it.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, traced: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._traced = traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
         identifier = given if _USABLE_ID.fullmatch(given) else secrets.token_hex(8)
         token = request_id.set(identifier)
+        trace_token = trace.set(TraceContext.of_request(headers, recorded=self._traced))
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -173,6 +178,7 @@ class RequestLog:
                 extra={"method": scope["method"], "path": scope["path"], "status": status, "s": seconds},
             )
             request_id.reset(token)
+            trace.reset(trace_token)
 
 
 class BodyLimit:

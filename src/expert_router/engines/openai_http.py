@@ -126,7 +126,8 @@ class OpenAIHTTPEngine:
         answer = _Answer()
         with self._slots.slot(), self._typed_errors():
             body = to_json(_request_body(model, messages, params))
-            async with self._client.request("POST", "chat/completions", body) as response:
+            headers = params.trace.headers() if params.trace is not None else {}
+            async with self._client.request("POST", "chat/completions", body, headers) as response:
                 await self._refuse_unless_ok(response, model)
                 async with aclosing(self._events(response)) as events:
                     async for event in events:

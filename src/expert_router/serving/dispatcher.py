@@ -6,7 +6,6 @@ It knows nothing of HTTP, terminals or models on disk. Closing a stream early cl
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from expert_router.serving.progress import PartProgress
     from expert_router.serving.repeating import Repeating
     from expert_router.types import ChatRequest, Chunk, Event, Expert, Found
-
-logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
@@ -86,8 +83,6 @@ class Dispatcher:
         parts = await deployed.split(request.user_turns[-1], decision)
         progress.route_s = progress.elapsed_s()
         served = {part.expert: self.engine.served(deployed.experts[part.expert]) for part in parts}
-        adapters = {name: each.adapter for name, each in served.items()}
-        logger.info("routed", extra={"decision": decision.kind, "experts": tuple(served), "adapters": adapters})
         progress.served = served
         if self.log is not None:
             version = deployed.router.version
@@ -194,5 +189,6 @@ class Dispatcher:
             progress.retrieved(asked_s, found)
         conversation = [*request.messages[:-1], Message("user", part.question)]
         messages = expert_messages(expert, conversation, others, found)
-        stream = answered(self.engine, expert, messages, request.params, found)
+        params = replace(request.params, trace=progress.trace)
+        stream = answered(self.engine, expert, messages, params, found)
         return found, repeating.kept(scope, part.question, found, stream) if repeating else stream

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from expert_router.errors import error_code
-from expert_router.observability import request_id
+from expert_router.observability import request_id, trace
 from expert_router.records import PartRecord, Period, RequestRecord
 from expert_router.types import Done, Timings, Usage
 
@@ -47,6 +47,7 @@ class Progress:
         self._started = time.monotonic()
         self._parts: list[PartProgress] = []
         self._told = False
+        self.trace = trace.get()
         self.decision: Decision | None = None
         self.route_s: float | None = None
         self.served: Mapping[str, Served] = {}
@@ -112,6 +113,7 @@ class Progress:
             route_s=self.route_s,
             first_token_s=self.first_token_s,
             parts=tuple(part.record() for part in self._parts),
+            trace=self.trace,
         )
         for observer in self._observers:
             try:
@@ -125,6 +127,7 @@ class PartProgress:
 
     def __init__(self, progress: Progress, expert: str, served: Served) -> None:
         self.expert = expert
+        self.trace = progress.trace and progress.trace.child()
         self.retrieval: Period | None = None
         self.usage: Usage | None = None
         self.cache: CacheResult | None = None
@@ -189,6 +192,7 @@ class PartProgress:
             gaps_s=tuple(self._gaps_s),
             usage=self.usage,
             cache=self.cache,
+            trace=self.trace,
         )
 
 
