@@ -11,6 +11,8 @@ from expert_router.telemetry.workers import Workers, merged
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
 ASKED = Family("asked_total", "counter", "Questions.", ("expert",))
 
 
@@ -65,6 +67,14 @@ async def test_one_that_replaces_another_takes_its_place(tmp_path: Path) -> None
     assert samples(await first.exposition(""))[("asked_total", "1")] == 1
     await replacement.close()
     await died.close()
+
+
+async def test_one_that_cannot_be_asked_still_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = Workers(tmp_path / ("x" * 120), 0, 2)
+    await nowhere.listen(str)
+    assert samples(await nowhere.exposition(told_by(nowhere, 3)))[("asked_total", "0")] == 3
+    await nowhere.close()
+    assert "the other workers' scrapes miss this one" in caplog.text
 
 
 def test_the_series_of_a_family_stand_together() -> None:

@@ -7,6 +7,7 @@ one that was replaced begins at 0 again, which Prometheus takes for what it is w
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from expert_router.telemetry.series import Family
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 1.0
 """Less than any scrape's: a worker that is stuck or just loading is left out."""
@@ -46,8 +49,11 @@ class Workers:
             writer.close()
 
         path = self._socket(self.number)
-        path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(tell, path)
+        try:
+            path.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(tell, path)
+        except OSError as error:  # a temporary folder with a very long name, for one
+            logger.warning("the other workers' scrapes miss this one", extra={"reason": str(error)})
 
     async def exposition(self, own: str) -> str:
         """Everybody's, in one."""
