@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from expert_router.caching.memory import MemoryStore
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.records import PartRecord, Period, RequestRecord
-from expert_router.telemetry.metrics import Metrics, ServerState
+from expert_router.telemetry.metrics import Metrics
+from expert_router.telemetry.state import ServerState
 from expert_router.types import AUTO, ChatRequest, Message, Scores, Served
 from support import (
     BOTH_QUESTION,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from expert_router.api.deps import SystemDep  # noqa: TC001 - FastAPI reads the annotation
 from expert_router.api.health import readiness
 from expert_router.errors import NotReadyError
-from expert_router.telemetry.metrics import ServerState
+from expert_router.telemetry.state import ServerState
 
 if TYPE_CHECKING:
     from expert_router.api.deps import System

@@ -6,28 +6,22 @@ GenAI conventions, with finer ones below. An answer is one expert's: a request t
 
 from __future__ import annotations
 
-import os
-import resource
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expert_router.telemetry.series import Counter, Family, Histogram
+from expert_router.telemetry.state import ANSWER, NOW, gauges, short_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from expert_router.records import PartRecord, RequestRecord
-    from expert_router.telemetry.series import Labels
-    from expert_router.types import Served
+    from expert_router.telemetry.state import ServerState
 
-ADAPTER_DIGITS = 12
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
 """Methods and paths that clients make up share a series."""
 
-ANSWER = ("expert", "adapter")
 STEP_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0)
 FIRST_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
@@ -92,55 +86,6 @@ HTTP = Family(
     "HTTP requests that ended, by the path of their route, or other; status 0 where none was sent.",
     ("method", "path", "status"),
 )
-RUNNING = Family("expert_router_num_requests_running", "gauge", "Runs of the engine that have a slot.")
-WAITING = Family("expert_router_num_requests_waiting", "gauge", "Runs of the engine that wait for a slot.")
-INFO = Family(
-    "expert_router_expert_info",
-    "gauge",
-    "1 for each expert, with the weights that answer for it: the adapter's hash, its first 12 digits.",
-    (*ANSWER, "base_model"),
-)
-READY = Family(
-    "expert_router_expert_ready",
-    "gauge",
-    "1 where an expert can answer; 0 while it is loaded, and where refused.",
-    ("expert",),
-)
-ENGINE = Family(
-    "expert_router_engine_status",
-    "gauge",
-    "What the engine counts itself, by the model that it loaded where it tells: `engine` in `GET /health/ready`.",
-    ("model", "name"),
-)
-CACHE_BYTES = Family("expert_router_cache_bytes", "gauge", "What the kept answers take in this process.")
-CACHE_ANSWERS = Family("expert_router_cache_answers", "gauge", "Answers that are kept in this process.")
-CACHE_REACHABLE = Family("expert_router_cache_reachable", "gauge", "1 where the answers that are kept elsewhere are.")
-CPU = Family(
-    "process_cpu_seconds_total",
-    "counter",
-    "Processor time of this process; the processes of `openvino`'s models are apart.",
-)
-MEMORY = Family(
-    "process_resident_memory_bytes", "gauge", "Memory of this process; the processes of `openvino`'s models are apart."
-)
-STARTED = Family("process_start_time_seconds", "gauge", "When this server began, in seconds since 1970.")
-
-NOW = (RUNNING, WAITING, INFO, READY, ENGINE, CACHE_BYTES, CACHE_ANSWERS, CACHE_REACHABLE, CPU, MEMORY, STARTED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerState:
-    """What the server holds now. ``served`` has every expert that may be named, ``None`` where it cannot be served.
-
-    ``engine`` are the engine's counters by model, ``""`` where it names none; ``cache`` those of the kept answers.
-    """
-
-    running: int
-    waiting: int
-    served: Mapping[str, Served | None]
-    ready: Mapping[str, bool]
-    engine: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    cache: Mapping[str, float] = field(default_factory=dict)
 
 
 class Metrics:
@@ -185,7 +130,7 @@ class Metrics:
         for each in self._all:
             pieces.append(each.family.head())
             pieces.extend(each.lines(also))
-        for family, values in _now(state, self._started):
+        for family, values in gauges(state, self._started):
             pieces.append(family.head())
             pieces.extend(family.lines(values, also))
         self._forget(state)
@@ -201,7 +146,7 @@ class Metrics:
             self._route.observe(record.route_s)
 
     def _observe_part(self, part: PartRecord) -> None:
-        answer = (part.expert, _short(part.served.adapter))
+        answer = (part.expert, short_hash(part.served.adapter))
         self._requests.inc(*answer, part.outcome)
         if part.error is not None:
             self._errors.inc(part.error, part.expert)
@@ -222,7 +167,7 @@ class Metrics:
             self._token.observe_all(part.gaps_s, *answer)
 
     def _forget(self, state: ServerState) -> None:
-        current = {(name, _short(served.adapter if served else None)) for name, served in state.served.items()}
+        current = {(name, short_hash(served.adapter if served else None)) for name, served in state.served.items()}
 
         def gone(labels: Mapping[str, str]) -> bool:
             expert, adapter = labels.get("expert", ""), labels.get("adapter")
@@ -232,39 +177,3 @@ class Metrics:
 
         for each in self._all:
             each.forget(gone)
-
-
-def _now(state: ServerState, started: float) -> Iterator[tuple[Family, Mapping[Labels, float]]]:
-    yield RUNNING, {(): state.running}
-    yield WAITING, {(): state.waiting}
-    yield (
-        INFO,
-        {
-            (name, _short(served.adapter if served else None), served.base if served else ""): 1
-            for name, served in state.served.items()
-        },
-    )
-    yield READY, {(name,): int(ready) for name, ready in state.ready.items()}
-    yield (
-        ENGINE,
-        {(model, name): value for model, counters in state.engine.items() for name, value in counters.items()},
-    )
-    for family, name in ((CACHE_BYTES, "bytes"), (CACHE_ANSWERS, "answers"), (CACHE_REACHABLE, "reachable")):
-        yield family, {(): state.cache[name]} if name in state.cache else {}
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    yield CPU, {(): usage.ru_utime + usage.ru_stime}
-    yield MEMORY, _memory()
-    yield STARTED, {(): started}
-
-
-def _memory() -> dict[Labels, float]:
-    """Where the system tells it."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    except OSError:
-        return {}
-    return {(): pages * os.sysconf("SC_PAGE_SIZE")}
-
-
-def _short(adapter: str | None) -> str:
-    return (adapter or "")[:ADAPTER_DIGITS]
