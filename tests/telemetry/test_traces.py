@@ -62,7 +62,7 @@ def collecting(*, log_questions: bool = False) -> Iterator[Collector]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         endpoint = f"http://127.0.0.1:{server.server_port}"
         collector = Collector(TelemetrySettings(otlp_endpoint=endpoint, log_questions=log_questions))
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield collector

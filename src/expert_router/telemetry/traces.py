@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATH = "/v1/traces"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 3.0
 """For a batch of spans, tries included; so long the end of the server may wait, too."""
 SERVICE = "expert-router"
 SCOPE = InstrumentationScope("expert_router")
