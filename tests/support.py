@@ -29,7 +29,7 @@ from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
 from expert_router.serving.admitted import AdmittedEngine
-from expert_router.serving.build import build_system
+from expert_router.serving.build import build_observers, build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
 from expert_router.serving.parts import build_parts
@@ -41,6 +41,7 @@ from expert_router.settings import (
     ServerSettings,
     ServingSettings,
     Settings,
+    TelemetrySettings,
 )
 from expert_router.types import Expert, Found, Passage, Scores, Thresholds
 
@@ -316,6 +317,7 @@ def serve(
     admin_key: str | None = None,
     keys: Path | None = None,
     cors_origins: tuple[str, ...] = (),
+    telemetry: TelemetrySettings | None = None,
     **dispatching: Any,
 ) -> Iterator[Server]:
     """Run the API on a free port, in a thread of this process; ``dispatching`` is ``build``'s.
@@ -334,7 +336,9 @@ def serve(
             cors_origins=cors_origins,
         ),
         serving=ServingSettings(max_tokens=max_tokens),
+        telemetry=telemetry or TelemetrySettings(),
     )
+    dispatcher.observers += build_observers(settings.telemetry)
     app = create_app(dispatcher, settings, home_page=home_page, warm_up=warm_up, live=live)
     listening = _listen(send_buffer_bytes)  # the server closes it
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

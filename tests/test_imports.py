@@ -67,6 +67,7 @@ with expert_router.open("echo") as system:
         "prepare",
         "route",
         "serve",
+        "top",
         "train",
         "weights",
     ],

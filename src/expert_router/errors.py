@@ -180,3 +180,8 @@ class DataError(ExpertRouterError):
 
 class TrainingError(ExpertRouterError):
     type = "training_error"
+
+
+def error_code(error: BaseException) -> str:
+    """What tells an error from others, on the wire and in metrics; what was not raised on purpose is one."""
+    return (error.code or error.type) if isinstance(error, ExpertRouterError) else "internal_error"

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with the request's id and never the text of a question."""
+"""Logs: one JSON object a line, with the request's id and that of its trace."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expert_router.trace_context import TraceContext
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+trace: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
+"""The request's own span."""
 
 _RECORD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -26,6 +31,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (identifier := request_id.get()) is not None:
             entry["request_id"] = identifier
+        if (context := trace.get()) is not None:
+            entry["trace_id"] = context.trace_id
         entry |= {key: value for key, value in vars(record).items() if key not in _RECORD_FIELDS}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

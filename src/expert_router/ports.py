@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from expert_router.records import RequestRecord
     from expert_router.types import (
         Chunk,
         Decision,
@@ -137,6 +138,18 @@ class DecisionLog(Protocol):
 
     def close(self) -> None:
         """Write what waits, then end. Blocking; closing twice is fine."""
+        ...
+
+
+class RequestObserver(Protocol):
+    """Learns what became of each request. Nothing that goes wrong in it reaches an answer."""
+
+    def observe(self, record: RequestRecord) -> None:
+        """Called in the event loop, once for each request, when it is over: it must not wait."""
+        ...
+
+    def close(self) -> None:
+        """Hand on what it holds, then end. Blocking; closing twice is fine."""
         ...
 
 

@@ -195,6 +195,14 @@ class DecisionLogSettings(Section):
     """Beyond these the oldest decisions are deleted."""
 
 
+class TelemetrySettings(Section):
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+")
+    """Where traces go, a collector's address for OTLP over HTTP, as `http://127.0.0.1:4318` (install the extra
+    traces); ``None`` makes none."""
+    log_questions: bool = False
+    """Write the text of questions, redacted, into logs and traces."""
+
+
 class PathsSettings(Section):
     experts: Path = Path("experts")
     models_lock: Path = Path("models.lock")
@@ -224,6 +232,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     cache: CacheSettings = CacheSettings()
     decision_log: DecisionLogSettings = DecisionLogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     paths: PathsSettings = Field(default_factory=PathsSettings)
 
     @classmethod

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from expert_router.trace_context import TraceContext
+
 AUTO = "auto"
 """The model name that asks the router to choose."""
 GENERAL = "general"
@@ -39,20 +41,34 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A run at the door, by ``time.monotonic``; one that was let in at once ends as it began."""
+
+    expert: str
+    began: float
+    ended: float
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A request at the door before the engine, whatever number of runs it takes; ``serving.admission`` writes in it.
 
     ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait. ``placed`` once it
-    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waited_s``
-    is how long its runs have waited, all of them together.
+    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waits``
+    are those of its runs that were at the door.
     """
 
     client: str = ""
     deadline: float = inf
     placed: bool = False
     kept: dict[str, TimerHandle] = field(default_factory=dict)
-    waited_s: float = 0.0
+    waits: list[Wait] = field(default_factory=list)
+
+    @property
+    def waited_s(self) -> float:
+        """All of its runs' together."""
+        return sum((wait.ended - wait.began for wait in self.waits), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +78,8 @@ class GenerationParams:
     ``begin`` is the answer's beginning, given: the engine goes on from there, and its text includes it (prefill).
     ``probability`` asks for that of the first token. An engine that tells it understands ``begin`` too; nobody gives
     one to another. With ``ignore_eos`` the answer goes on where the model would end it, up to ``max_tokens`` or a stop
-    sequence: for measurements. ``cache`` and ``ticket`` shape no answer: they say whether one that was given before
-    will do, and whose turn it is.
+    sequence: for measurements. ``cache``, ``ticket`` and ``trace`` shape no answer: they say whether one that was given
+    before will do, whose turn it is, and in which span it is made.
     """
 
     max_tokens: int = 256
@@ -76,6 +92,7 @@ class GenerationParams:
     cache: CacheUse = "use"
     ignore_eos: bool = False
     ticket: Ticket | None = field(default=None, compare=False)
+    trace: TraceContext | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

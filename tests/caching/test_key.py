@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from expert_router.caching.key import answer_key
+from expert_router.trace_context import TraceContext
 from expert_router.types import GenerationParams, Message, Ticket
 
 MESSAGES = (Message("system", "You know sleep."), Message("user", "What is REM sleep?"))
@@ -31,7 +32,7 @@ OTHER_PARAMS = {
     "probability": True,
     "ignore_eos": True,
 }
-SHAPE_NOTHING = {"cache", "ticket"}
+SHAPE_NOTHING = {"cache", "ticket", "trace"}
 
 
 def key(**changes: Any) -> str:
@@ -71,7 +72,9 @@ def test_each_parameter_changes_the_key_also_one_that_is_yet_to_come(name: str) 
 
 
 def test_what_the_request_wants_of_kept_answers_and_whose_turn_it_is_do_not() -> None:
-    assert key(params=GenerationParams(cache="renew", ticket=Ticket("laura", 7.0))) == key()
+    shapes_nothing = {"cache": "renew", "ticket": Ticket("laura", 7.0), "trace": TraceContext("a" * 32, "b" * 16)}
+    assert shapes_nothing.keys() == SHAPE_NOTHING
+    assert key(params=GenerationParams(**shapes_nothing)) == key()
 
 
 @pytest.mark.parametrize(

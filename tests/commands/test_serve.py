@@ -169,6 +169,21 @@ def test_workers_end_when_their_supervisor_is_killed(cli: CommandLine) -> None:
         eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), within_s=20)
 
 
+def test_a_scrape_tells_of_all_workers_and_of_one_that_was_replaced(cli: CommandLine) -> None:
+    with serving(cli, "--workers", "2") as server:
+        both = {"0": 1.0, "1": 1.0}
+        eventually(lambda: _told(server, "worker_up") == both, within_s=30)
+        for _ in range(6):
+            assert server.ask().status_code == 200
+        assert [sum(_told(server, "requests_total").values()) for _ in range(4)] == [6.0] * 4
+        killed = max(_workers(server))
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: killed not in _workers(server), within_s=20)
+        eventually(lambda: _told(server, "worker_up") == both, within_s=30)
+        assert sum(_told(server, "requests_total").values()) <= 6
+        assert server.end()[0] == 0
+
+
 def test_workers_that_cannot_start_end_the_server(cli: CommandLine) -> None:
     broken = replace(cli, settings={"EXPERT_ROUTER_ROUTER__NAME": "no-such"})
     done = broken.run("serve", "--port", "0", "--workers", "2")
@@ -221,6 +236,15 @@ def _workers(server: Serving) -> set[int]:
 def _knows_its_work(worker: int) -> bool:
     """It was told, and imports what it needs; ended before, it would complain that nobody tells it."""
     return "pydantic_core" in Path(f"/proc/{worker}/maps").read_text("utf-8")
+
+
+def _told(server: Serving, name: str) -> dict[str, float]:
+    """A metric's sum by worker. A scrape is a connection of its own: any of them may be asked."""
+    text = httpx2.get(f"{server.url}/metrics", timeout=20, trust_env=False).text
+    sums: dict[str, float] = {}
+    for worker, value in re.findall(rf'^expert_router_{name}{{worker="(\d+)".*}} (.+)$', text, re.MULTILINE):
+        sums[worker] = sums.get(worker, 0.0) + float(value)
+    return sums
 
 
 def _two_workers(server: Serving) -> tuple[int, int]:

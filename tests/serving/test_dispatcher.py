@@ -574,12 +574,3 @@ async def test_an_early_close_at_the_sources_asks_no_engine_and_frees_the_slot()
             if isinstance(event, Sources):
                 break
     assert (engine.asked, dispatcher.admission.running) == ([], 0)
-
-
-async def test_the_log_names_who_answers_and_with_which_adapter(caplog: pytest.LogCaptureFixture) -> None:
-    dispatcher = build(EchoEngine())
-    with caplog.at_level("INFO", "expert_router.serving.dispatcher"):
-        await dispatcher.ask(ChatRequest((Message("user", "What is REM sleep?"),), "sleep"))
-    [record] = [each for each in caplog.records if each.getMessage() == "routed"]
-    assert (record.experts, record.adapters) == (("sleep",), {"sleep": None})
-    assert "REM" not in str(vars(record))

@@ -8,13 +8,14 @@ import re
 import secrets
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 
-from expert_router.api import experts, explain, feedback, health, openai, query
+from expert_router.api import experts, explain, feedback, health, metrics, openai, query
 from expert_router.api.access import Access
 from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
@@ -23,7 +24,8 @@ from expert_router.api.schemas import ErrorResponse
 from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring
-from expert_router.observability import request_id
+from expert_router.observability import request_id, trace
+from expert_router.trace_context import TraceContext
 from expert_router.types import GENERAL
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from expert_router.live.experts import LiveExperts
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.settings import Settings
+    from expert_router.telemetry.metrics import Metrics
+    from expert_router.telemetry.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -50,40 +54,23 @@ def create_app(
     home_page: str = "/docs",
     warm_up: bool = False,
     live: LiveExperts | None = None,
+    workers: Workers | None = None,
 ) -> FastAPI:
     """The application owns ``dispatcher`` from here on and closes it. ``warm_up`` loads the models at once.
 
-    With ``live``, experts come and go while it runs. Raises ``ConfigError`` when the keys cannot be read.
+    With ``live``, experts come and go while it runs; with ``workers`` its metrics are those of all of them. Raises
+    ``ConfigError`` when the keys cannot be read.
     """
     options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
     keyring = load_keyring(settings)
-    system = System(dispatcher, options, live, keyring=keyring)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if warm_up:
-            system.warm_up = asyncio.create_task(_warm_up(dispatcher))
-            system.warm_up.add_done_callback(system.read_examples_after)
-        watching = asyncio.create_task(_watch(live)) if live is not None else None
-        try:
-            yield
-        finally:
-            if watching is not None:
-                watching.cancel()
-                await asyncio.wait({watching})
-            if system.warm_up is not None:
-                system.warm_up.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await system.warm_up
-            await dispatcher.close()
-            if system.reading is not None:
-                await asyncio.wait({system.reading})
+    system = System(dispatcher, options, live, keyring=keyring, workers=workers)
+    dispatcher.observers.append(system.metrics)
 
     app = FastAPI(
         title="expert-router",
         version="0.1.0",
         description=DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=partial(_running, system, warm_up),
         responses={"default": {"model": ErrorResponse, "description": "An error, in OpenAI's shape"}},
     )
     app.state.system = system
@@ -91,25 +78,54 @@ def create_app(
     documented = [Depends(HTTPBearer(auto_error=False, scheme_name="key"))] if keyring.required else []
     for part in (openai, query, explain, feedback, experts):
         app.include_router(part.router, dependencies=documented)
-    app.include_router(health.router)
+    for part in (health, metrics):
+        app.include_router(part.router)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse(home_page)
 
     install_error_handlers(app)
-    guard(app, settings, keyring)
+    guard(app, settings, keyring, system.metrics)
     return app
 
 
-def guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
-    """What every request to ``app`` passes first, the last one here the very first."""
+@asynccontextmanager
+async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[None]:
+    """The system from the application's start to its end."""
+    dispatcher, live, workers = system.dispatcher, system.live, system.workers
+    if warm_up:
+        system.warm_up = asyncio.create_task(_warm_up(dispatcher))
+        system.warm_up.add_done_callback(system.read_examples_after)
+    watching = asyncio.create_task(_watch(live)) if live is not None else None
+    if workers is not None:
+        await workers.listen(partial(metrics.exposition, system))
+    try:
+        yield
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait({watching})
+        if system.warm_up is not None:
+            system.warm_up.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await system.warm_up
+        if workers is not None:
+            await workers.close()
+        await dispatcher.close()
+        if system.reading is not None:
+            await asyncio.wait({system.reading})
+
+
+def guard(app: FastAPI, settings: Settings, keyring: Keyring, counted: Metrics | None = None) -> None:
+    """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them."""
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
     app.add_middleware(Access, keyring=keyring)
     if settings.server.cors_origins:
         allow_origins(app, settings.server.cors_origins)
-    app.add_middleware(RequestLog)
+    traced = settings.telemetry.otlp_endpoint is not None
+    app.add_middleware(RequestLog, metrics=counted, traced=traced)
     app.add_middleware(SecurityHeaders)
 
 
@@ -147,21 +163,25 @@ async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
 
 
 class RequestLog:
-    """Gives every request an id (the caller's ``x-request-id`` if it sent one) and logs one line when it ends.
+    """Gives every request an id (the caller's ``x-request-id`` if it sent one), counts it and logs it when it ends.
 
     A bug is answered here, so that its 500 has the id too. No stack trace leaves the server; the log keeps it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics | None, *, traced: bool) -> None:
         self._app = app
+        self._metrics = metrics
+        self._traced = traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
         identifier = given if _USABLE_ID.fullmatch(given) else secrets.token_hex(8)
         token = request_id.set(identifier)
+        trace_token = trace.set(TraceContext.of_request(headers, recorded=self._traced))
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -180,10 +200,15 @@ class RequestLog:
             await JSONResponse(error_object(error), 500)(scope, receive, send_with_id)
         finally:
             seconds = round(time.perf_counter() - started, 4)
+            route = getattr(scope.get("route"), "path", None)
+            if self._metrics is not None:
+                self._metrics.observe_http(scope["method"], route and scope.get("root_path", "") + route, status)
             about = {"method": scope["method"], "path": scope["path"], "status": status, "s": seconds}
             key = scope.get("state", {}).get("key")
-            logger.info("request", extra={**about, **({"key": key.id} if key else {})})
+            level = logging.DEBUG if scope["path"] == metrics.PATH else logging.INFO
+            logger.log(level, "request", extra={**about, **({"key": key.id} if key else {})})
             request_id.reset(token)
+            trace.reset(trace_token)
 
 
 class BodyLimit:

@@ -16,6 +16,7 @@ from fastapi import Depends, Header, Request
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring, hash_of, secret_in
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from expert_router.api.rate_limits import KeyLimits
     from expert_router.keys import Key
     from expert_router.live.experts import LiveExperts
+    from expert_router.telemetry.workers import Workers
     from expert_router.types import CacheUse, ChatRequest, Event
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,9 @@ class System:
     options: ServingOptions
     live: LiveExperts | None = None
     """Changes the experts; ``None`` where they cannot be changed."""
+    metrics: Metrics = field(default_factory=Metrics)
+    workers: Workers | None = None
+    """The processes that this is one of; ``None`` where it is the only one."""
     warm_up: asyncio.Task[dict[str, str]] | None = None
     """Gives the experts that cannot answer, and why."""
     reading: asyncio.Task[None] | None = None

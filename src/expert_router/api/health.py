@@ -23,7 +23,7 @@ async def live() -> dict[str, str]:
 
 @router.get("/ready", summary="Can it answer questions?")
 async def ready(system: SystemDep) -> JSONResponse:
-    status, reason, refused = _state(system)
+    status, reason, refused = readiness(system)
     dispatcher = system.dispatcher
     deployed = dispatcher.deployed
     body: dict[str, Any] = {
@@ -40,7 +40,7 @@ async def ready(system: SystemDep) -> JSONResponse:
     return JSONResponse(body, 200 if status in {"ready", "degraded"} else 503)
 
 
-def _state(system: System) -> tuple[str, str | None, dict[str, str]]:
+def readiness(system: System) -> tuple[str, str | None, dict[str, str]]:
     """A word, why it is not "ready", and the experts that are refused with the reason."""
     warm_up = system.warm_up
     status = system.dispatcher.engine.status()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from expert_router.types import GenerationParams, Message
 
+SHAPE_NOTHING = {"cache", "ticket", "trace"}
 VERSION = 1
 """Raise it when what is kept is written otherwise."""
 
@@ -36,7 +37,7 @@ def answer_key(
     The messages hold the expert's instructions and the passages that it reads, so that an edit of either tells itself.
     The day is in it because chat templates may say it.
     """
-    asked = {each.name: getattr(params, each.name) for each in fields(params) if each.name not in {"cache", "ticket"}}
+    asked = {each.name: getattr(params, each.name) for each in fields(params) if each.name not in SHAPE_NOTHING}
     said = [asdict(message) for message in messages]
     parts = [VERSION, namespace, client, engine, identity, expert, time.strftime("%Y-%m-%d"), said, asked]
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "serve": "start the API and the chat page",
+    "top": "show what a running server does now, by expert",
     "ask": "ask a question and stream the answer",
     "chat": "talk in the terminal",
     "route": "say which expert a question would go to, and why",

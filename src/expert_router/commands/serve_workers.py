@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from uvicorn.config import STARTUP_FAILURE
@@ -17,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from expert_router.commands import EXIT_USER_ERROR
 from expert_router.engines.threads import inference_threads
 from expert_router.errors import ExpertRouterError
+from expert_router.telemetry.workers import Workers
 
 if TYPE_CHECKING:
     import socket
@@ -37,28 +40,31 @@ def run_workers(settings: Settings, listener: socket.socket, workers: int, *, wa
 
     ``listener`` listens already; all take connections from it, so that none is lost while a worker is replaced.
     """
-    arguments = (_of_one_worker(settings, workers), listener, warm_up)
-    running = [_start(arguments) for _ in range(workers)]
+    folder = TemporaryDirectory(prefix="expert-router-", ignore_cleanup_errors=True)
+    places = [Workers(Path(folder.name), number, workers) for number in range(workers)]
+    settings = _of_one_worker(settings, workers)
+    running = [_start((settings, listener, place, warm_up)) for place in places]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         while True:
             wait([worker.sentinel for worker in running])
-            for place, worker in enumerate(running):
+            for number, worker in enumerate(running):
                 if worker.exitcode is None:
                     continue
                 logger.error("worker died", extra={"worker": worker.pid, "status": worker.exitcode})
                 if worker.exitcode in FUTILE:
                     return EXIT_USER_ERROR
                 time.sleep(PAUSE_S)
-                running[place] = _start(arguments)
+                running[number] = _start((settings, listener, places[number], warm_up))
     finally:
         for worker in running:
             worker.terminate()
         for worker in running:
             worker.join()
+        folder.cleanup()
 
 
-def _start(arguments: tuple[Settings, socket.socket, bool]) -> multiprocessing.context.SpawnProcess:
+def _start(arguments: tuple[Settings, socket.socket, Workers, bool]) -> multiprocessing.context.SpawnProcess:
     worker = spawn.Process(target=_work, args=arguments, daemon=True)
     worker.start()
     return worker
@@ -70,7 +76,7 @@ def _of_one_worker(settings: Settings, workers: int) -> Settings:
     return settings.model_copy(update={"engine": settings.engine.model_copy(update={"threads": threads})})
 
 
-def _work(settings: Settings, listener: socket.socket, warm_up: bool) -> None:
+def _work(settings: Settings, listener: socket.socket, workers: Workers, warm_up: bool) -> None:
     from expert_router.api.app import create_app
     from expert_router.commands.serve import run_app
     from expert_router.live.experts import LiveExperts
@@ -87,7 +93,8 @@ def _work(settings: Settings, listener: socket.socket, warm_up: bool) -> None:
     except ExpertRouterError as error:
         print(f"expert-router: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    run_app(create_app(dispatcher, settings, warm_up=warm_up, live=LiveExperts(parts, dispatcher)), settings, listener)
+    live = LiveExperts(parts, dispatcher)
+    run_app(create_app(dispatcher, settings, warm_up=warm_up, live=live, workers=workers), settings, listener)
 
 
 def _end_with_supervisor() -> None:

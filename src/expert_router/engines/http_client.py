@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -25,6 +26,7 @@ MAX_BUFFERED_BYTES = 256 * 1024
 """Of a body that nobody takes: beyond it the server has to wait."""
 MAX_HEAD_BYTES = 64 * 1024
 IDENTITY = "identity"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 HAPPY_EYEBALLS_S = 0.25
 """RFC 8305: so long the first address of a name is tried alone; uvloop tries one after the other."""
 
@@ -94,13 +96,16 @@ class HTTPClient:
         self.is_closed = False
 
     @asynccontextmanager
-    async def request(self, method: str, path: str, json: bytes | None = None) -> AsyncGenerator[Response]:
+    async def request(
+        self, method: str, path: str, json: bytes | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncGenerator[Response]:
         """Send it and read the answer's head.
 
         What is not read to its end by then costs the connection, which tells the server that nobody listens any more.
         Raises ``HTTPClientError``.
         """
         head = f"{method} {self._base}/{path} HTTP/1.1\r\n{self._headers}"
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if json is not None:
             head += f"content-type: application/json\r\ncontent-length: {len(json)}\r\n"
         connection = await self._answering(f"{head}\r\n".encode() + (json or b""))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
+from expert_router.engines.http_client import NO_HEADERS
 from expert_router.engines.remote.completions import request_body
 from expert_router.engines.remote.names import ServedModel, served_model_names
 from expert_router.engines.remote.pool import CHECK_INTERVAL_S, UpstreamPool
@@ -70,7 +71,8 @@ class OpenAIHTTPEngine:
         last: Chunk | None = None
         with self._slots.slot():
             body = to_json(request_body(model.name, messages, params))
-            async with aclosing(self._pool.stream(model, body)) as chunks:
+            headers = params.trace.headers() if params.trace is not None else NO_HEADERS
+            async with aclosing(self._pool.stream(model, body, headers)) as chunks:
                 async for chunk in chunks:
                     if chunk.finish_reason:
                         last = chunk  # given when the slot is free

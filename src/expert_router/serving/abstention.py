@@ -50,7 +50,7 @@ async def first_token(
 
     Of ``params`` only what shapes no answer matters.
     """
-    first, asked = Chunk(""), replace(FIRST_TOKEN, cache=params.cache, ticket=params.ticket)
+    first, asked = Chunk(""), replace(FIRST_TOKEN, cache=params.cache, ticket=params.ticket, trace=params.trace)
     async with aclosing(engine.stream(expert, messages, asked)) as chunks:
         async for chunk in chunks:  # to its end: only what is whole is kept
             first = first if first.text else chunk

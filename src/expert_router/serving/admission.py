@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from expert_router.errors import OverloadedError
 from expert_router.serving.fair_queue import FairQueue, Place
-from expert_router.types import Ticket
+from expert_router.types import Ticket, Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -92,9 +92,12 @@ class Admission:
             self.running += 1
             if self.running == self._max_running:
                 self._drain.begin(now)
+            ticket.waits.append(Wait(expert, now, now))
         else:
-            await self._wait(expert, ticket, now)
-            ticket.waited_s += time.monotonic() - now
+            try:
+                await self._wait(expert, ticket, now)
+            finally:
+                ticket.waits.append(Wait(expert, now, time.monotonic()))
         ticket.placed = True
 
     async def _wait(self, expert: str, ticket: Ticket, now: float) -> None:

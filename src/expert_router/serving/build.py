@@ -23,6 +23,7 @@ from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
 from expert_router.serving.parts import Parts, build_parts, fetch_model
 from expert_router.serving.repeating import Repeating
+from expert_router.telemetry.request_log import LoggedRequests
 from expert_router.weights import load_lock
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from expert_router.engines.llamacpp import LlamaSource
     from expert_router.engines.openvino import ModelSource, OpenVINOEngine
     from expert_router.engines.prepared import PreparedModel
-    from expert_router.ports import AnswerStore, Engine, Router
+    from expert_router.ports import AnswerStore, Engine, RequestObserver, Router
     from expert_router.routing.added import AddedHead
     from expert_router.routing.nearest import Examples, WithTaught
-    from expert_router.settings import CacheSettings, Settings
+    from expert_router.settings import CacheSettings, Settings, TelemetrySettings
     from expert_router.types import Adapter, Expert, Quantization
     from expert_router.weights import LockedModel
 
@@ -65,10 +66,13 @@ def build_dispatcher(
 def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> Dispatcher:
     """``build_dispatcher`` of parts that are there."""
     store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
+    observers = build_observers(parts.settings.telemetry) if logged else []
     answers = answer_store(parts.settings.cache) if cached else None
     repeating = build_repeating(parts) if cached else None
     engine, router, library = build_engine(parts), build_router(parts), build_library(parts)
-    return assemble(parts, router, engine, library=library, store=store, answers=answers, repeating=repeating)
+    dispatcher = assemble(parts, router, engine, library=library, store=store, answers=answers, repeating=repeating)
+    dispatcher.observers += observers
+    return dispatcher
 
 
 def assemble(
@@ -138,6 +142,20 @@ def decision_store(settings: Settings) -> DecisionStore | None:
     store = DecisionStore(path, retention_days=log.retention_days, max_rows=log.max_rows, redacted=log.redact)
     store.check()
     return store
+
+
+def build_observers(settings: TelemetrySettings) -> list[RequestObserver]:
+    """Who is told what became of requests. Raises ``ConfigError`` where traces are wanted and cannot be made."""
+    observers: list[RequestObserver] = [LoggedRequests(questions=settings.log_questions)]
+    if settings.otlp_endpoint is not None:
+        try:
+            from expert_router.telemetry.traces import Traces
+        except ImportError as error:
+            raise ConfigError(
+                f"telemetry.otlp_endpoint needs OpenTelemetry ({error}): pip install 'expert-router[traces]'"
+            ) from error
+        observers.append(Traces(settings.otlp_endpoint, questions=settings.log_questions))
+    return observers
 
 
 def answer_store(settings: CacheSettings) -> AnswerStore | None:

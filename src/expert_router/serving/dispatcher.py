@@ -6,15 +6,14 @@ It knows nothing of HTTP, terminals or models on disk. Closing a stream early cl
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_router.caching.similar import replayed
 from expert_router.errors import EngineError
 from expert_router.serving.abstention import answered
+from expert_router.serving.progress import Progress
 from expert_router.serving.prompts import clarification, expert_messages, refusal
 from expert_router.serving.sections import Layout, sections
 from expert_router.types import (
@@ -27,71 +26,24 @@ from expert_router.types import (
     Section,
     Sources,
     Text,
-    Timings,
-    Usage,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from expert_router.ports import DecisionLog, Engine
+    from expert_router.ports import DecisionLog, Engine, RequestObserver
     from expert_router.serving.admission import Admission
     from expert_router.serving.deployment import Deployment
+    from expert_router.serving.progress import PartProgress
     from expert_router.serving.repeating import Repeating
-    from expert_router.types import (
-        AnsweredPart,
-        CacheResult,
-        ChatRequest,
-        Chunk,
-        Event,
-        Expert,
-        FinishReason,
-        Found,
-        Ticket,
-    )
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Progress:
-    """What an answer has come to while it streams."""
-
-    started: float = field(default_factory=time.perf_counter)
-    route_s: float = 0.0
-    ticket: Ticket | None = None
-    retrieve_s: float | None = None
-    first_token_s: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: FinishReason = "stop"
-    cache: dict[str, CacheResult] = field(default_factory=dict)
-    similar_to: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def queue_s(self) -> float | None:
-        return self.ticket.waited_s if self.ticket else None
-
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self.started
-
-    def done(self, parts: tuple[AnsweredPart, ...]) -> Done:
-        timings = Timings(
-            route_s=self.route_s,
-            queue_s=self.queue_s,
-            retrieve_s=self.retrieve_s,
-            first_token_s=self.first_token_s,
-            total_s=self.elapsed_s(),
-        )
-        usage = Usage(self.prompt_tokens, self.completion_tokens)
-        return Done(self.finish_reason, usage, timings, parts, self.cache, self.similar_to)
+    from expert_router.types import ChatRequest, Chunk, Event, Expert, Found
 
 
 class Dispatcher:
     """``deployed`` may be replaced at any time; requests that run keep what they began with.
 
     ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept;
-    with ``repeating`` an answer may be one to the same question in other words.
+    with ``repeating`` an answer may be one to the same question in other words. ``observers`` learn what became of it.
     """
 
     def __init__(
@@ -102,12 +54,14 @@ class Dispatcher:
         *,
         log: DecisionLog | None = None,
         repeating: Repeating | None = None,
+        observers: Sequence[RequestObserver] = (),
     ) -> None:
         self.deployed = deployed
         self.engine = engine
         self.admission = admission
         self.log = log
         self.repeating = repeating
+        self.observers = list(observers)
 
     @property
     def experts(self) -> Mapping[str, Expert]:
@@ -118,16 +72,22 @@ class Dispatcher:
 
         Raises ``UnknownModelError``, ``InvalidRequestError``, ``OverloadedError`` and whatever the engine raises.
         """
-        progress, deployed = _Progress(), self.deployed
-        decision = await deployed.decide_for(request)
+        with Progress(request, self.observers) as progress:
+            async with aclosing(self._events(request, progress)) as events:
+                async for event in events:
+                    yield event
+
+    async def _events(self, request: ChatRequest, progress: Progress) -> AsyncGenerator[Event]:
+        deployed = self.deployed
+        progress.decision = decision = await deployed.decide_for(request)
         parts = await deployed.split(request.user_turns[-1], decision)
         progress.route_s = progress.elapsed_s()
         served = {part.expert: self.engine.served(deployed.experts[part.expert]) for part in parts}
-        adapters = {name: each.adapter for name, each in served.items()}
-        logger.info("routed", extra={"decision": decision.kind, "experts": tuple(served), "adapters": adapters})
+        progress.served = served
         if self.log is not None:
             version = deployed.router.version
-            decision = replace(decision, id=self.log.record(request.user_turns, decision, served, version))
+            logged_as = self.log.record(request.user_turns, decision, served, version)
+            progress.decision = decision = replace(decision, id=logged_as)
         yield Routed(decision, parts, progress.route_s, served)
         layout = Layout(parts)
         if not parts:
@@ -184,38 +144,34 @@ class Dispatcher:
         finally:
             if self.log is not None:
                 await asyncio.to_thread(self.log.close)
+            for observer in self.observers:
+                await asyncio.to_thread(observer.close)
 
     def _answer(
-        self, deployed: Deployment, request: ChatRequest, parts: tuple[Part, ...], progress: _Progress
+        self, deployed: Deployment, request: ChatRequest, parts: tuple[Part, ...], progress: Progress
     ) -> AsyncGenerator[Event]:
         streams = [self._answer_part(deployed, request, part, parts, progress) for part in parts]
         return sections(parts, deployed.titles, streams) if len(parts) > 1 else streams[0]
 
     async def _answer_part(
-        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
+        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: Progress
     ) -> AsyncGenerator[Event]:
-        expert = deployed.experts[part.expert]
-        found, stream = await self._begin(deployed, request, part, parts, progress)
-        if found:
-            yield Sources(expert.name, found, progress.retrieve_s or 0.0)
-        accepted = False
-        async with aclosing(stream) as chunks:
-            async for chunk in chunks:
-                if not accepted:
-                    accepted = True
-                    yield Accepted(progress.queue_s)
-                if chunk.text:
-                    yield Text(chunk.text)
-                if chunk.usage:
-                    progress.prompt_tokens += chunk.usage.prompt_tokens
-                    progress.completion_tokens += chunk.usage.completion_tokens
-                if chunk.finish_reason == "length":
-                    progress.finish_reason = "length"
-                if chunk.cache is not None:
-                    progress.cache[expert.name] = chunk.cache
+        with progress.part(part.expert) as own:
+            found, stream = await self._begin(deployed, request, part, parts, own)
+            if found:
+                yield Sources(part.expert, found, own.retrieval.seconds if own.retrieval else 0.0)
+            accepted = False
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if not accepted:
+                        accepted = True
+                        yield Accepted(progress.queue_s)
+                    own.heard(chunk)
+                    if chunk.text:
+                        yield Text(chunk.text)
 
     async def _begin(
-        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: _Progress
+        self, deployed: Deployment, request: ChatRequest, part: Part, parts: tuple[Part, ...], progress: PartProgress
     ) -> tuple[tuple[Found, ...], AsyncGenerator[Chunk]]:
         """What the expert reads, and its answer: a new one, or one that was given to the same in other words."""
         expert, repeating = deployed.experts[part.expert], self.repeating
@@ -225,13 +181,14 @@ class Dispatcher:
         scope = repeating.scope(self.engine, deployed, expert, request, others) if repeating else None
         kept = await repeating.find(scope, part.question, request) if repeating else None
         if kept is not None:
-            progress.similar_to[expert.name] = kept.question
+            progress.similar_to = kept.question
             return kept.found, replayed(kept)
         asked_s = progress.elapsed_s()
         found = await deployed.look_up(expert, [*request.user_turns[:-1], part.question])
         if found:
-            progress.retrieve_s = max(progress.retrieve_s or 0.0, progress.elapsed_s() - asked_s)
+            progress.retrieved(asked_s, found)
         conversation = [*request.messages[:-1], Message("user", part.question)]
         messages = expert_messages(expert, conversation, others, found)
-        stream = answered(self.engine, expert, messages, request.params, found)
+        params = replace(request.params, trace=progress.trace)
+        stream = answered(self.engine, expert, messages, params, found)
         return found, repeating.kept(scope, part.question, found, stream) if repeating else stream

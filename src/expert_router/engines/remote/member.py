@@ -9,12 +9,13 @@ from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from expert_router.engines.http_client import NO_HEADERS
 from expert_router.engines.remote.breaker import Breaker
 from expert_router.engines.remote.failures import AttemptError
 from expert_router.engines.remote.names import is_adapter_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 
     from expert_router.engines.remote.names import ServedModel
     from expert_router.engines.remote.upstream import Upstream
@@ -86,7 +87,9 @@ class Member:
         """False where it said that it has other bases."""
         return not self.listed or not self._models.isdisjoint((model.base, model.name))
 
-    async def stream(self, model: ServedModel, body: bytes) -> AsyncGenerator[Chunk]:
+    async def stream(
+        self, model: ServedModel, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncGenerator[Chunk]:
         """The answer to ``body``; where the model's adapter is missing it is loaded first. Raises ``AttemptError``."""
         probe, began, may_load = self.breaker.begin(), False, True
         self.outstanding += 1
@@ -94,7 +97,7 @@ class Member:
         try:
             while True:
                 try:
-                    async with aclosing(self.upstream.stream(model.name, body)) as chunks:
+                    async with aclosing(self.upstream.stream(model.name, body, headers)) as chunks:
                         async for chunk in chunks:
                             if not began:
                                 began = True

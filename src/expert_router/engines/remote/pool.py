@@ -9,13 +9,14 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from expert_router.engines.http_client import NO_HEADERS
 from expert_router.engines.remote.breaker import RetryBudget, jittered
 from expert_router.engines.remote.failures import AttemptError
 from expert_router.engines.remote.member import Member
 from expert_router.errors import ExpertRouterError, NotReadyError, OverloadedError, UpstreamsDownError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from expert_router.engines.remote.names import ServedModel
     from expert_router.engines.remote.upstream import Upstream
@@ -59,7 +60,9 @@ class UpstreamPool:
         """What was warmed up first: it has to be served."""
         self._retries = 0
 
-    async def stream(self, model: ServedModel, body: bytes) -> AsyncGenerator[Chunk]:
+    async def stream(
+        self, model: ServedModel, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncGenerator[Chunk]:
         """The answer to ``body`` by one of the servers that may be asked; by another where one fails before it began.
 
         Raises ``UpstreamsDownError`` at once when none may be asked, ``OverloadedError`` when all are full, or what the
@@ -74,7 +77,7 @@ class UpstreamPool:
             tried.append(member)
             began = False
             try:
-                async with aclosing(member.stream(model, body)) as chunks:
+                async with aclosing(member.stream(model, body, headers)) as chunks:
                     async for chunk in chunks:
                         began = True
                         yield chunk

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from expert_router.engines.events import EventParser
-from expert_router.engines.http_client import HTTPClient
+from expert_router.engines.http_client import NO_HEADERS, HTTPClient
 from expert_router.engines.remote.completions import Complaint, CompletionEvent, ModelList, PartialAnswer
 from expert_router.engines.remote.failures import AttemptError, Failures, too_long
 from expert_router.errors import ConfigError, EngineError, NotReadyError
 from expert_router.types import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
     from expert_router.engines.events import Event
@@ -52,14 +52,14 @@ class Upstream:
             read_timeout_s=read_timeout_s,
         )
 
-    async def stream(self, model: str, body: bytes) -> AsyncGenerator[Chunk]:
+    async def stream(self, model: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> AsyncGenerator[Chunk]:
         """The answer to a chat completion's ``body``, in pieces; the last one comes when the connection is free.
 
         Closing the iterator closes the connection, which is how these servers notice that nobody listens any more.
         Without the server's count, ``completion_tokens`` is the number of pieces and ``prompt_tokens`` 0: not known.
         """
         answer = PartialAnswer()
-        async with self._request("POST", "chat/completions", body) as response:
+        async with self._request("POST", "chat/completions", body, headers) as response:
             if response.status != httpx2.codes.OK:
                 raise self.failures.refusal(response, await _complaint(response), model)
             async with aclosing(self._events(response)) as events:
@@ -126,11 +126,13 @@ class Upstream:
         self._client.close()
 
     @asynccontextmanager
-    async def _request(self, method: str, path: str, body: bytes | None = None) -> AsyncGenerator[Response]:
+    async def _request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncGenerator[Response]:
         if self._client.is_closed:
             raise AttemptError(EngineError("The engine is closed."))
         with self.failures.typed():
-            async with self._client.request(method, path, body) as response:
+            async with self._client.request(method, path, body, headers) as response:
                 yield response
 
     async def _events(self, response: Response) -> AsyncGenerator[Event]:
