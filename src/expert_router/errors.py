@@ -119,6 +119,10 @@ class NotReadyError(ExpertRouterError):
     type = "not_ready_error"
     code = "not_ready"
 
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
 
 class ConfigError(ExpertRouterError):
     type = "config_error"

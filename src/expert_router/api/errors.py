@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from expert_router.api.deps import ClientGoneError
-from expert_router.errors import ExpertRouterError, OverloadedError
+from expert_router.errors import ExpertRouterError, NotReadyError, OverloadedError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -40,7 +40,8 @@ def _object(message: str, type_: str, param: str | None, code: str | None) -> di
 
 async def _on_our_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ExpertRouterError)
-    headers = {"retry-after": str(math.ceil(error.retry_after_s))} if isinstance(error, OverloadedError) else None
+    after_s = error.retry_after_s if isinstance(error, OverloadedError | NotReadyError) else None
+    headers = None if after_s is None else {"retry-after": str(math.ceil(after_s))}
     return JSONResponse(error_object(error), error.status, headers)
 
 
