@@ -23,7 +23,7 @@ from expert_router.evaluation.http_load import Asking, Target, ask, open_client
 from support import SLEEP_QUESTION, eventually, make_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from expert_router.evaluation.http_load import Sample
 
@@ -109,23 +109,25 @@ def serving(
     *arguments: str,
     profile: str = "random",
     limit: Callable[[], None] | None = None,
+    variables: Mapping[str, str] | None = None,
     **settings: str,
 ) -> Iterator[ServerProcess]:
-    """``settings`` are variables of the environment without their prefix; ``limit`` runs in the server first of all."""
+    """``settings`` are variables of the environment without their prefix, ``variables`` others.
+
+    ``limit`` runs in the server's process first of all.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EXPERT_ROUTER_")}
     own = {
         "HOME": str(home),
         "PATHS__CACHE": str(home / "cache"),
         "PATHS__CATALOGUE": str(log.with_suffix(".catalogue")),
     }
-    environment = {
-        name if name in {"LD_PRELOAD", "PYTHONPATH"} or name.startswith("FAKETIME") else f"EXPERT_ROUTER_{name}": value
-        for name, value in {**own, "SERVER__ADMIN_KEY": ADMIN_KEY, **settings}.items()
-    }
+    settings = {**own, "SERVER__ADMIN_KEY": ADMIN_KEY, **settings}
+    environment = {**kept, **{f"EXPERT_ROUTER_{name}": value for name, value in settings.items()}, **(variables or {})}
     with log.open("wb") as error:
         process = subprocess.Popen(
             [*PROGRAM, "--config", profile, "serve", "--port", "0", "--no-page", *arguments],
-            stdout=subprocess.PIPE, stderr=error, env={**kept, **environment}, preexec_fn=limit,  # noqa: PLW1509 - no threads yet
+            stdout=subprocess.PIPE, stderr=error, env=environment, preexec_fn=limit,  # noqa: PLW1509 - no threads yet
         )  # fmt: skip
     try:
         assert process.stdout is not None
