@@ -3,7 +3,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from server_process import make_random_home
+
+from random_home import make_random_home
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import resource
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from tiny_gguf import write_llama
 
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.evaluation.http_load import Asking, Target, ask, open_client
-from support import SLEEP_QUESTION, eventually, make_home
+from support import SLEEP_QUESTION, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,44 +27,6 @@ if TYPE_CHECKING:
 
 PROGRAM = [sys.executable, "-c", "from expert_router.commands import main; main()"]
 ADMIN_KEY = "a-key-of-this-test"
-PROFILE = """
-[router]
-name = "lexical"
-[engine]
-base_model = "random"
-threads = 1
-[knowledge]
-passages = 0
-[cache]
-store = "none"
-"""
-LOCKED = """
-[["{name}".files]]
-name = "{name}.gguf"
-size = {size}
-sha256 = "{sha256}"
-licence = "MIT"
-upstream = "none"
-[["{name}".files.sources]]
-kind = "path"
-path = "{name}.gguf"
-"""
-
-
-def make_random_home(folder: Path) -> Path:
-    """A checkout whose ``random`` profile has the sleep expert on one tiny model and the cars' on another."""
-    home = make_home(folder)
-    entries = []
-    for seed, name in enumerate(("random", "other")):
-        path = home / f"{name}.gguf"
-        write_llama(path, context_tokens=8192, seed=seed)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append(LOCKED.format(name=name, size=path.stat().st_size, sha256=digest))
-    (home / "models.lock").write_text("".join(entries))
-    (home / "configs" / "random.toml").write_text(PROFILE)
-    manifest = home / "experts" / "cars" / "expert.toml"
-    manifest.write_text('base_model = "other"\n' + manifest.read_text("utf-8"), "utf-8")
-    return home
 
 
 @dataclass(frozen=True)

@@ -75,20 +75,13 @@ def main(args: Namespace) -> int:
 
 
 def run_app(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    """Until asked to end; streams that run are finished first."""
-    import uvicorn
+    """Until asked to end; streams that run are finished first, or told that the server ends."""
+    from expert_router.commands.serve_end import EndingServer
 
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=round(settings.server.shutdown_grace_s),
-        server_header=False,
-    )
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     gc.freeze()  # what is here now stays: each full collection would look through it again, for milliseconds
-    uvicorn.Server(config).run(sockets=[listener])
+    EndingServer(app, settings.server.shutdown_grace_s).run(sockets=[listener])
 
 
 def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int) -> int:

@@ -100,6 +100,9 @@ class LoadedModel:
         except RuntimeError as error:
             raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer_lock = threading.Lock()
+        # Here, where one thread loads: on first use the library initialises what hands over tokens, and gives Python's
+        # lock away while it does. Two threads that came there at once would wait for each other for ever.
+        self.token_ids("first of all")
         self._decode = decoder_of(self._tokenizer)
         limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)

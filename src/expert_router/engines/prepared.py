@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CHILD = "from expert_router.engines.prepared import save_ir; save_ir()"
 GRAPH = "openvino_model.xml"
 RECIPE = 1
 """Raise it when the way of preparing changes."""
@@ -145,13 +149,35 @@ def _stack(work: Path, base: PreparedModel, adapters: Sequence[Adapter], progres
 
 
 def _save_ir(requantised: Path) -> None:
-    """Let the library read the GGUF file once and save the graph and the tokenizer beside it."""
+    """Let the library read the GGUF file once and save the graph and the tokenizer beside it.
+
+    In a process of its own, which gives its memory back: a thread that had done this crashed when it ended, and the
+    server with it. Raises ``RuntimeError`` with what the library said.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-P", "-c", CHILD, str(requantised)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"its process ended with status {done.returncode}")
+
+
+def save_ir() -> None:
+    """What runs there; the file is the first argument."""
     import openvino_genai as genai
 
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1
     save = {"enable_save_ov_model": True}
-    genai.ContinuousBatchingPipeline(str(requantised), scheduler, "CPU", save, save)
+    pipeline = genai.ContinuousBatchingPipeline(sys.argv[1], scheduler, "CPU", save, save)
+    os._exit(0 if pipeline else 1)
 
 
 def _read(folder: Path) -> PreparedModel | None:
