@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from expert_router.api.deps import System
 
-LAST_WORDS_S = 2
+LAST_WORDS_S = 3
 """After the grace, for what the streams are told; who does not read it is broken off."""
 
 logger = logging.getLogger(__name__)
