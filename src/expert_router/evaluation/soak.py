@@ -31,6 +31,9 @@ FLAT = 0.05
 """So much may memory grow, of what it is, over the whole time."""
 MOST_SLOPES = 2000
 """Samples that a line goes through; more are thinned out evenly, as their pairs grow with the square."""
+WARM_UP_ROUND = 0.1
+"""Of the measured time."""
+EVERY_S = 1.0
 PAUSE_S = 0.2
 """Of a client that was refused."""
 SETTLE_S = 15.0
@@ -74,6 +77,7 @@ class Soak:
     """One example each."""
     before: Footprint | None = None
     after: Footprint | None = None
+    warm_up_s: float = 0.0
 
     def count(self, client: str, end: str) -> None:
         of_client = self.ends.setdefault(client, {})
@@ -85,10 +89,7 @@ class Soak:
 
     @property
     def growth(self) -> float:
-        """Of memory over the measured time, by the line's slope, relative to its median."""
-        seconds = [sample.s for sample in self.samples]
-        memory = [sample.memory_bytes for sample in self.samples]
-        return theil_sen(seconds, memory) * (seconds[-1] - seconds[0]) / median(memory)
+        return growth_of(self.samples)
 
     def complaints(self) -> list[str]:
         """Why it did not pass; none where it did. Raises ``EngineError`` where it was not measured to its end."""
@@ -105,6 +106,12 @@ class Soak:
                 found.append(f"{now} {name} where there were {was}")
         found += [f"{client}: {example}" for client, example in self.unexpected.items()]
         return found
+
+
+def growth_of(samples: Sequence[Footprint]) -> float:
+    """Of memory over the samples' time, by their line's slope, relative to its median."""
+    seconds, memory = [sample.s for sample in samples], [sample.memory_bytes for sample in samples]
+    return theil_sen(seconds, memory) * (seconds[-1] - seconds[0]) / median(memory) if samples else 0.0
 
 
 def theil_sen(xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -170,25 +177,36 @@ class Crowd:
             await asyncio.sleep(min(ADD_EVERY_S, left))
 
 
-async def soak(
-    crowd: Crowd, *, seconds: float, warm_up_s: float, every_s: float, sampled: Callable[[Footprint], object]
-) -> Soak:
-    """Load twice: to warm up, and, once the server was left alone, to measure.
+async def soak(crowd: Crowd, *, seconds: float, sampled: Callable[[Footprint], object]) -> Soak:
+    """Load twice: to warm up, and, once the server was left alone, to measure. ``sampled`` sees each sample.
 
-    Every ``every_s`` a sample is taken, which ``sampled`` sees.
+    The warm-up ends when memory would grow by less than is allowed at the rate of its last tenth, or when it took as
+    long as what is measured: a model's attention cache takes memory page by page until it is full.
     """
-    result, warm_up = Soak(), Soak()
+    result, warm_up_s = Soak(), 0.0
     async with crowd.open_client() as watching:
-        await crowd.ask(warm_up_s, warm_up)
-        result.unexpected = warm_up.unexpected
+        while warm_up_s < seconds:
+            warm_up = await _watched(crowd, watching, seconds * WARM_UP_ROUND, Soak(), sampled)
+            warm_up_s += seconds * WARM_UP_ROUND
+            result.unexpected |= warm_up.unexpected
+            if growth_of(warm_up.samples) <= FLAT * WARM_UP_ROUND:
+                break
+        result.warm_up_s = warm_up_s
         result.before = await _settled(watching)
-        started = time.monotonic()
-        asking = asyncio.create_task(crowd.ask(seconds, result))
-        while not (await asyncio.wait({asking}, timeout=every_s))[0]:
-            result.samples.append(await footprint(watching, time.monotonic() - started))
-            sampled(result.samples[-1])
-        await asking
+        await _watched(crowd, watching, seconds, result, sampled)
         result.after = await _settled(watching, result.before)
+    return result
+
+
+async def _watched(
+    crowd: Crowd, watching: httpx2.AsyncClient, seconds: float, result: Soak, sampled: Callable[[Footprint], object]
+) -> Soak:
+    started = time.monotonic()
+    asking = asyncio.create_task(crowd.ask(seconds, result))
+    while not (await asyncio.wait({asking}, timeout=min(EVERY_S, seconds / 10)))[0]:
+        result.samples.append(await footprint(watching, time.monotonic() - started))
+        sampled(result.samples[-1])
+    await asking
     return result
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 HELP = "mixed load for half an hour: memory flat, nothing left behind"
 MIX = "sleep=0.35,cars=0.35,other=0.2,several topics=0.1"
-WARM_UP_SHARE, LONGEST_WARM_UP_S = 0.25, 120.0
-EVERY_S = 1.0
 SILENCE_S = 120.0
 START_WITHIN_S = 120.0
 MIB = 1024**2
@@ -58,7 +56,7 @@ def run(args: Namespace, settings: Settings) -> int:
     about = {
         "when": began,
         "server": f"{settings.engine.name}, {settings.engine.base_model}" if args.url is None else args.url,
-        "load": f"{args.clients} clients, {args.minutes:g} minutes, seed {args.seed}",
+        "load": f"{args.clients} clients, {args.minutes:g} minutes after {result.warm_up_s:.0f} s of it, seed {args.seed}",
         "machine": machine(),
     }
     complaints = result.complaints()
@@ -82,12 +80,11 @@ async def _measure(args: Namespace, url: str, admin_key: str | None, questions: 
     with tqdm(total=round(seconds), unit="s", disable=None) as bar:
 
         def sampled(sample: Footprint) -> None:
-            bar.update(round(sample.s) - bar.n)
+            bar.n = round(sample.s)
             bar.set_postfix_str(f"{sample.memory_bytes / MIB:.0f} MiB, {sample.sockets} sockets, {sample.tasks} tasks")
 
         crowd = Crowd(client, questions, args.clients, args.seed, admin_key)
-        warm_up_s = min(WARM_UP_SHARE * seconds, LONGEST_WARM_UP_S)
-        return await soak(crowd, seconds=seconds, warm_up_s=warm_up_s, every_s=EVERY_S, sampled=sampled)
+        return await soak(crowd, seconds=seconds, sampled=sampled)
 
 
 async def _ready(client: Any) -> None:
