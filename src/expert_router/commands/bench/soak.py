@@ -56,7 +56,8 @@ def run(args: Namespace, settings: Settings) -> int:
     about = {
         "when": began,
         "server": f"{settings.engine.name}, {settings.engine.base_model}" if args.url is None else args.url,
-        "load": f"{args.clients} clients, {args.minutes:g} minutes after {result.warm_up_s:.0f} s of it, seed {args.seed}",
+        "load": f"{args.clients} clients, {args.minutes:g} minutes, seed {args.seed}",
+        "warm-up": f"{result.warm_up_s:.0f} s",
         "machine": machine(),
     }
     complaints = result.complaints()
