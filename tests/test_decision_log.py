@@ -165,6 +165,19 @@ def test_what_is_too_old_goes_at_the_start_and_then_at_most_once_an_hour(path: P
         assert kept(path) == ["d1", "d2"]
 
 
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_clock_that_jumps_deletes_nothing(path: Path, days: int) -> None:
+    jumped = timedelta()
+    store = DecisionStore(path, retention_days=30, max_rows=1000, clock=lambda: datetime.now(UTC) + jumped)
+    with closing(store_at(path)) as before:
+        before.add(LOGGED)
+    jumped = timedelta(days=days)
+    with closing(store):
+        store.prune()
+        store.add(replace(LOGGED, id="a2", time=ago(-days)))
+    assert kept(path) == ["a1", "a2"]
+
+
 def test_without_retention_all_is_kept(path: Path) -> None:
     with closing(store_at(path, retention_days=None)) as store:
         store.add(replace(LOGGED, time=ago(10_000)))

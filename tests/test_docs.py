@@ -155,6 +155,22 @@ def test_the_curl_example_of_feedback_is_kept(tmp_path: Path) -> None:
     assert logged.feedback == Feedback("down", ("cars",))
 
 
+def test_the_curl_commands_of_the_runbook_work_as_they_stand(server: Server, tmp_path: Path) -> None:
+    blocks_of_it = [body for name, body in blocks("bash").items() if name.startswith("docs/operations.md")]
+    lines = [line for body in blocks_of_it for line in body.splitlines() if line.startswith("curl ")]
+    assert len(lines) > 3
+    for line in lines:
+        asked = ["bash", "-o", "pipefail", "-c", line.replace("curl -s", "curl -sf").replace(ADDRESS, server.url)]
+        subprocess.run(asked, cwd=tmp_path, check=True, capture_output=True, timeout=30)
+
+
+def test_the_runbook_explains_what_ready_says(server: Server) -> None:
+    ready = server.http.get("/health/ready").json()
+    _, *rows = table(DOCS["docs/operations.md"].partition("## Start")[0])
+    explained = {field.strip("`").split(".")[0] for field, _ in rows}
+    assert explained >= ready.keys() - {"status", "reason", "experts", "router", "similar_answers"}
+
+
 def run_curl(server: Server, path: str, changes: dict[str, str]) -> httpx2.Response:
     """Send what the one example for a path sends, with ``changes``."""
     examples = [shlex.split(line) for line in _shell_lines() if line.startswith("curl ")]

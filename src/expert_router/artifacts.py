@@ -9,6 +9,7 @@ import os
 import tempfile
 import tomllib
 from dataclasses import asdict, fields
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,17 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Of a large file, which is read once in a process while its size and its date stay the same."""
+    stat = path.stat()
+    return _sha256_of_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of_version(path: Path, *_: int) -> str:
+    return sha256_of(path)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -21,7 +21,7 @@ from expert_router.redaction import redact
 from expert_router.types import GENERAL, Decision, Feedback, Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from expert_router.types import DecisionKind
@@ -115,7 +115,9 @@ class DecisionStore:
         max_rows: int,
         redacted: bool = True,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """``clock`` tells the time of day; where it jumps ahead, nothing is deleted for an age that did not pass."""
         self.path = path
         self._retention_days = retention_days
         self._max_rows = max_rows
@@ -124,6 +126,8 @@ class DecisionStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._pruned_at = float("-inf")
+        self._clock = clock
+        self._opened = clock(), time.monotonic()
 
     def check(self) -> None:
         """Raises ``ConfigError`` when the file cannot be made or is not a whole decision log; makes none."""
@@ -172,7 +176,9 @@ class DecisionStore:
         due = time.monotonic() - self._pruned_at >= PRUNE_INTERVAL_S
         if self._retention_days is None or not due or not self.path.exists():
             return
-        oldest = stamp(datetime.now(UTC) - timedelta(days=min(self._retention_days, 100_000)))
+        opened, then = self._opened
+        now = min(self._clock(), opened + timedelta(seconds=time.monotonic() - then))
+        oldest = stamp(now - timedelta(days=min(self._retention_days, 100_000)))
         with self._lock:
             self._execute("DELETE FROM decisions WHERE time < ?", (oldest,))
         self._pruned_at = time.monotonic()

@@ -84,6 +84,23 @@ def test_an_engine_that_cannot_start_is_failed_with_the_reason() -> None:
         assert server.http.get("/health/live").status_code == 200
 
 
+class LateStart(EchoEngine):
+    """As one whose process was killed while it loaded for the first time."""
+
+    tries = 0
+
+    async def warm_up(self, expert: Expert) -> None:  # noqa: ARG002 - the port's signature
+        self.tries += 1
+        if self.tries == 1:
+            raise NotReadyError("The model cannot be loaded: its process ended (killed).")
+
+
+def test_a_start_that_failed_is_tried_again_without_anybody() -> None:
+    with serve(LateStart(), warm_up=True) as server:
+        eventually(lambda: state(server) == (503, "failed"))
+        eventually(lambda: state(server) == (200, "ready"), within_s=10)
+
+
 def test_the_reason_says_nothing_of_a_bugs_inside() -> None:
     with serve(BrokenStart(), warm_up=True) as server:
         eventually(lambda: state(server) == (503, "failed"))

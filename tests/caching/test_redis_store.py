@@ -225,6 +225,21 @@ async def test_a_server_that_was_started_again_meanwhile_is_used_without_a_word(
     assert said(caplog) == []
 
 
+async def test_a_wrong_password_costs_nothing_but_the_answers(
+    server: RedisServer, store: RedisStore, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with server.look() as client:
+        client.config_set("requirepass", "secret")
+        client.client_kill_filter(_type="normal", skipme=True)
+        assert await store.get("a") is None
+        assert (said(caplog), store.status()["reachable"]) == ([DOWN], False)
+        client.config_set("requirepass", "")
+    clock.now += RETRY_AFTER_S
+    await store.get("a")
+    await store.put("a", b"answer")
+    assert await store.get("a") == b"answer"
+
+
 async def test_a_server_that_hangs_is_not_waited_for(
     server: RedisServer, store: RedisStore, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from expert_router.engines.batching import Batcher
-from expert_router.engines.stepping import Stepper, TokenBatch
-from expert_router.errors import EngineError, OverloadedError
+from expert_router.engines.stepping import FAILED_STEPS, Stepper, TokenBatch
+from expert_router.errors import EngineError, EngineTimeoutError, OverloadedError
 from support import until
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def pipeline() -> ScriptedPipeline:
     return ScriptedPipeline()
 
 
-def start(pipeline: ScriptedPipeline) -> Batcher:
+def start(pipeline: ScriptedPipeline, step_timeout_s: float = 5.0, ends: list[str] | None = None) -> Batcher:
     """As in the real engine, but for the process: a thread steps the pipeline at the other end of the connection."""
     ours, theirs = Pipe()
 
@@ -119,7 +119,8 @@ def start(pipeline: ScriptedPipeline) -> Batcher:
 
     stepping = threading.Thread(target=serve)
     stepping.start()
-    return Batcher(ours, stop, "scripted")
+    died = (lambda _: None) if ends is None else ends.append
+    return Batcher(ours, stop, "scripted", step_timeout_s=step_timeout_s, died=died)
 
 
 @pytest.fixture
@@ -180,16 +181,27 @@ async def test_a_step_that_throws_fails_all_requests_and_the_next_is_answered(
     assert await answer(batcher, [7], [END]) == [7, END]
 
 
-async def test_a_pipeline_that_stays_broken_gives_every_request_an_error_and_then_rests(
-    batcher: Batcher, pipeline: ScriptedPipeline
+async def test_a_pipeline_that_stays_broken_is_given_up_and_each_request_has_an_error(
+    pipeline: ScriptedPipeline,
 ) -> None:
+    ends: list[str] = []
+    batcher = start(pipeline, ends=ends)
     pipeline.fail_steps = [RuntimeError(f"failure {number}") for number in range(1000)]
-    for number in range(5):
+    for number in range(FAILED_STEPS):
         with pytest.raises(EngineError, match=f"failure {number}"):
             await answer(batcher, [1], [END])
-    assert counts(batcher) == (0, 0, 0, 5)
-    await asyncio.sleep(0.02)
-    assert pipeline.steps == 5
+    await until(lambda: ends == ["stopped"])
+    assert (batcher.alive, counts(batcher), pipeline.steps) == (False, (0, 0, 0, FAILED_STEPS), FAILED_STEPS)
+
+
+async def test_steps_that_fail_now_and_then_are_no_reason_to_give_it_up(
+    batcher: Batcher, pipeline: ScriptedPipeline
+) -> None:
+    for _ in range(2 * FAILED_STEPS):
+        pipeline.fail_steps = [RuntimeError("once")]
+        with pytest.raises(EngineError, match="once"):
+            await answer(batcher, [1], [END])
+        assert await answer(batcher, [1], [END]) == [1, END]
 
 
 async def test_a_refused_request_fails_alone(batcher: Batcher) -> None:
@@ -326,3 +338,46 @@ async def test_no_request_hangs_that_comes_while_it_closes() -> None:
         )
         await closing
         assert all(outcome == [1, END] or isinstance(outcome, EngineError) for outcome in outcomes)
+
+
+# A step that is never over
+
+
+HANGS = r"hangs \(a step took longer than 0\.2 s\)"
+
+
+async def test_a_step_that_takes_too_long_ends_the_pipeline_and_all_its_requests(pipeline: ScriptedPipeline) -> None:
+    ends: list[str] = []
+    batcher = start(pipeline, 0.2, ends)
+    paused(pipeline)
+    running = [asyncio.create_task(answer(batcher, [1], [END])) for _ in range(3)]
+    pipeline_goes_on_once_it_is_stopped = asyncio.get_running_loop().call_later(0.5, pipeline.may_step.set)
+    outcomes = await asyncio.gather(*running, return_exceptions=True)
+    assert all(isinstance(outcome, EngineTimeoutError) for outcome in outcomes)
+    with pytest.raises(EngineTimeoutError, match=HANGS):
+        await answer(batcher, [1], [END])
+    assert (batcher.alive, counts(batcher), ends) == (False, (0, 0, 0, 3), ["hung: a step took longer than 0.2 s"])
+    pipeline_goes_on_once_it_is_stopped.cancel()
+
+
+async def test_many_steps_without_a_word_are_no_hang_and_neither_is_rest(pipeline: ScriptedPipeline) -> None:
+    """As while a long prompt is read: each step is said to be over, though it gave nothing."""
+    ends: list[str] = []
+    batcher = start(pipeline, 0.2, ends)
+    silence = [[] for _ in range(int(0.6 / STEP_S))]
+    assert await answer(batcher, *silence, [END]) == [END]
+    assert pipeline.steps * STEP_S > 0.4
+    await asyncio.sleep(0.3)
+    assert await answer(batcher, [7], [END]) == [7, END]
+    await asyncio.to_thread(batcher.close)
+    assert ends == []
+
+
+async def test_who_left_does_not_hide_that_a_step_hangs(pipeline: ScriptedPipeline) -> None:
+    batcher = start(pipeline, 0.2)
+    async with aclosing(batcher.generate([[1]] * 10_000, None)) as stream:
+        await anext(stream)
+        paused(pipeline)
+        await asyncio.sleep(0.01)  # now the thread waits in its step
+    asyncio.get_running_loop().call_later(0.5, pipeline.may_step.set)
+    await until(lambda: not batcher.alive)

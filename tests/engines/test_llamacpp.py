@@ -293,6 +293,9 @@ def test_a_base_that_was_not_finished_is_made_again(bench: LlamaBench) -> None:
     assert bench.file().path.stat().st_mtime_ns == made
     base.path.write_bytes(base.path.read_bytes()[:-1])
     assert bench.file().size_bytes == bench.file().path.stat().st_size == base.size_bytes
+    whole = bytearray(base.path.read_bytes())
+    base.path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]))
+    assert bench.file().path.read_bytes() == whole
 
 
 async def test_closing_the_engine_ends_what_runs_and_waits_and_refuses_what_comes(

@@ -248,6 +248,21 @@ async def test_closing_waits_for_the_load_that_runs_and_refuses_the_one_that_wai
     assert shelf.log == ["load a", "unload a"]
 
 
+async def test_closing_unloads_what_is_loaded_before_it_waits_for_a_load(shelf: Shelf) -> None:
+    """Who streams from it is told at once that the engine ends, not after a load of minutes."""
+    cache = shelf.cache()
+    await use(cache, "a")
+    shelf.go_on.clear()
+    running = asyncio.create_task(use(cache, "b"))
+    await until(lambda: shelf.log == ["load a", "load b"])
+    closing = asyncio.create_task(asyncio.to_thread(cache.close))
+    await until(lambda: shelf.log[2:] == ["unload a"])
+    assert not closing.done()
+    shelf.go_on.set()
+    await asyncio.gather(running, closing)
+    assert shelf.log == ["load a", "load b", "unload a", "unload b"]
+
+
 async def test_a_model_that_died_is_loaded_anew_though_somebody_still_has_it(shelf: Shelf) -> None:
     cache = shelf.cache()
     async with cache.lease("a") as model:

@@ -120,13 +120,45 @@ def lose_the_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut_short, lose_a_file, lose_the_manifest])
+def flip_bits(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+def flip_weights(folder: Path) -> None:
+    flip_bits(folder / "openvino_model.bin")
+
+
+def flip_graph(folder: Path) -> None:
+    flip_bits(folder / "openvino_model.xml")
+
+
+@pytest.mark.parametrize("damage", [cut_short, lose_a_file, lose_the_manifest, flip_weights, flip_graph])
 def test_a_damaged_model_is_built_anew(weights: Path, cache: Path, damage: object) -> None:
     whole = prepare(weights, cache)
-    sizes = {path.name: path.stat().st_size for path in whole.folder.iterdir()}
+    hashes = {path.name: sha256(path) for path in whole.folder.iterdir() if path.suffix == ".bin"}
     damage(whole.folder)  # type: ignore[operator]
-    assert prepare(weights, cache) == whole
-    assert {path.name: path.stat().st_size for path in whole.folder.iterdir()} == sizes
+    again = prepare(weights, cache)
+    assert (again.folder, again.facts) == (whole.folder, whole.facts)
+    assert {name: sha256(whole.folder / name) for name in hashes} == hashes
+
+
+def test_a_model_of_before_there_were_hashes_is_taken_by_its_sizes(weights: Path, cache: Path) -> None:
+    manifest = prepare(weights, cache).folder / "manifest.json"
+    about = json.loads(manifest.read_text())
+    del about["sha256"]
+    manifest.write_text(json.dumps(about))
+    prepare(weights, cache)
+    assert json.loads(manifest.read_text()) == about
+
+
+def test_weights_that_were_altered_are_refused_with_what_mends_them(weights: Path, cache: Path) -> None:
+    digest = sha256(weights)
+    flip_bits(weights)
+    with pytest.raises(WeightsError, match=r"was altered.* weights verify random, then .* weights fetch random"):
+        prepare_model("random", weights, digest, cache, progress=False)
+    assert leftovers(cache) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": [], "facts": {}}', '{"files": {}, "facts": {"x": 1}}'])

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WARM_UP_AGAIN_S = 5.0
+"""After a warm-up that failed; twice as long each time, up to a minute."""
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 
 DESCRIPTION = """Several specialised LLM experts behind one endpoint. `model: "auto"` routes a question to the right
@@ -97,6 +99,7 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
     if warm_up:
         system.warm_up = asyncio.create_task(_warm_up(dispatcher))
         system.warm_up.add_done_callback(system.read_examples_after)
+    mending = asyncio.create_task(_mend_warm_up(system))
     watching = asyncio.create_task(_watch(live)) if live is not None else None
     if workers is not None:
         await workers.listen(partial(metrics.exposition, system))
@@ -106,6 +109,8 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
         if watching is not None:
             watching.cancel()
             await asyncio.wait({watching})
+        mending.cancel()
+        await asyncio.wait({mending})
         if system.warm_up is not None:
             system.warm_up.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -160,6 +165,25 @@ async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
             logger.warning("expert refused", extra={"expert": name, "reason": error.message})
             refused[name] = error.message
     return refused
+
+
+async def _mend_warm_up(system: System) -> None:
+    """Try again what failed, so that nobody has to: ``failed`` lasts until a try succeeds."""
+    pause_s = WARM_UP_AGAIN_S
+    while system.warm_up is not None:
+        await asyncio.wait({system.warm_up})
+        if system.warm_up.cancelled() or system.warm_up.exception() is None:
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 60.0)
+        again = asyncio.create_task(_warm_up(system.dispatcher))
+        try:
+            await asyncio.wait({again})
+        except asyncio.CancelledError:
+            again.cancel()
+            await asyncio.wait({again})
+            raise
+        system.warm_up = again
 
 
 class RequestLog:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -35,6 +38,7 @@ async def ready(system: SystemDep) -> JSONResponse:
         "engine": {"name": dispatcher.engine.name, **dispatcher.engine.status()},
         "similar_answers": None if dispatcher.repeating is None else dispatcher.repeating.answers.status(),
         "decision_log": None if dispatcher.log is None else dispatcher.log.status(),
+        "process": {"pid": os.getpid(), "tasks": len(asyncio.all_tasks()), "threads": threading.active_count()},
         "requests": {"running": dispatcher.admission.running, "waiting": dispatcher.admission.waiting},
     }
     return JSONResponse(body, 200 if status in {"ready", "degraded"} else 503)

@@ -82,10 +82,14 @@ def main(args: Namespace) -> int:
 
 
 def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: float | None = None) -> None:
-    """Until asked to end; streams that run are finished first, within ``grace_s`` or else the settings' time."""
+    """Until asked to end; streams that run are finished first, or told that the server ends.
+
+    They have ``grace_s``, or else the settings' time.
+    """
     import uvicorn
 
     from expert_router.api.connections import limited
+    from expert_router.commands.serve_end import EndingServer
 
     certificate, key = tls_files(settings) or (None, None)
     config = uvicorn.Config(
@@ -94,7 +98,6 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: 
         ws="none",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=round(grace_s or settings.server.shutdown_grace_s),
         server_header=False,
         ssl_certfile=certificate,
         ssl_keyfile=key,
@@ -102,7 +105,7 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: 
     # Asked to end, uvicorn finishes the streams and then raises the signal again, which would be a death by it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     gc.freeze()  # what is here now stays: each full collection would look through it again, for milliseconds
-    uvicorn.Server(config).run(sockets=[listener])
+    EndingServer(config, settings.server.shutdown_grace_s if grace_s is None else grace_s).run(sockets=[listener])
 
 
 def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int) -> int:

@@ -57,6 +57,7 @@ def run_workers(settings: Settings, listener: socket.socket, workers: int, *, wa
                 time.sleep(PAUSE_S)
                 running[number] = _start((settings, listener, places[number], warm_up))
     finally:
+        listener.close()  # each worker closes its own: who comes now is refused instead of waiting for nobody
         for worker in running:
             worker.terminate()
         for worker in running:

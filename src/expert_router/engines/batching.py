@@ -20,8 +20,8 @@ from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
 from expert_router.engines.slots import TokenCounters
-from expert_router.engines.stepping import Event, TokenBatch, is_last
-from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
+from expert_router.engines.stepping import BROKEN, FAILED_STEPS, OUT_OF_MEMORY, Event, TokenBatch, is_last
+from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError, NotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHILD = "from expert_router.engines.stepping import main; main()"
+LOADING_S = 120.0
+"""So long at least may a model take to load."""
+LOOKS = 20
+"""So often in its time is looked whether a step is over. Looks are counted, not seconds: a machine that was suspended,
+or a server that was stopped, passes any time in one of them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,15 +43,29 @@ class _Request:
 
 
 class Batcher:
-    """``connection`` leads to a ``Stepper``; ``stop`` ends it, if it has not ended yet, and says how it did."""
+    """``connection`` leads to a ``Stepper``; ``stop`` ends it, if it has not ended yet, and says how it did.
 
-    def __init__(self, connection: Connection[Any, Any], stop: Callable[[], str], name: str) -> None:
+    One whose step takes longer than ``step_timeout_s`` is ended. ``died`` is told why it ended, unless it was closed;
+    it is called in another thread.
+    """
+
+    def __init__(
+        self,
+        connection: Connection[Any, Any],
+        stop: Callable[[], str],
+        name: str,
+        *,
+        step_timeout_s: float,
+        died: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._connection = connection
         self._stop = stop
+        self._step_timeout_s = step_timeout_s
+        self._died = died
         self._numbers = itertools.count()
         self._requests: dict[int, _Request] = {}
         self._door = threading.Lock()  # no request comes in behind the end, where nobody would see it
-        self._ended: str | None = None
+        self._ended: EngineError | None = None
         self.counters = TokenCounters()
         # Not by the caller: a full connection is emptied between steps only, and an event loop cannot wait so long.
         self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"to-{name}")
@@ -60,12 +79,12 @@ class Batcher:
     async def generate(self, prompt: Any, config: Any) -> AsyncGenerator[TokenBatch]:
         """Generate until the model ends or the caller leaves; leaving frees the slot before the next step.
 
-        Raises ``EngineError``, also when the pipeline's process dies.
+        Raises ``EngineError``, also when the pipeline's process dies, and ``EngineTimeoutError`` when it hangs.
         """
         number, request = next(self._numbers), _Request(asyncio.get_running_loop())
         with self._door:
             if self._ended is not None:
-                raise EngineError(self._ended)
+                raise self._fresh_error()
             self._requests[number] = request
             self._sender.submit(self._connection.send, ("add", number, prompt, config))
         finished = False
@@ -82,7 +101,7 @@ class Batcher:
 
     def close(self) -> None:
         """Fail what still runs and give the pipeline's memory back."""
-        self._refuse("The engine was shut down.")
+        self._refuse(EngineError("The engine was shut down."))
         self._stop()
         self._reader.join()
 
@@ -91,22 +110,44 @@ class Batcher:
             if self._requests.pop(number, None) is not None and self._ended is None:
                 self._sender.submit(self._connection.send, ("cancel", number))
 
-    def _refuse(self, why: str) -> None:
-        """From now on, whoever comes; the first reason stands."""
+    def _refuse(self, why: EngineError) -> bool:
+        """From now on, whoever comes; the first reason stands. Whether this is it."""
         with self._door:
+            first = self._ended is None
             self._ended = self._ended or why
             self._sender.shutdown(wait=False)
+        return first
+
+    def _fresh_error(self) -> EngineError:
+        """For each request its own: what is raised collects where it went."""
+        assert self._ended is not None
+        return type(self._ended)(self._ended.message)
 
     def _read(self) -> None:
+        hangs = False
         with suppress(EOFError, OSError):  # a process that dies closes the connection, or resets it
-            while True:
+            while not (hangs := not _speaks(self._connection, self._step_timeout_s, self._awaits)):
                 self.counters, events = self._connection.recv()
                 self._deliver(events)
-        self._refuse(f"The model's process ended ({self._stop()}); the next question starts another.")
-        failed: list[tuple[int, Event]] = [(number, EngineError(self._ended or "")) for number in list(self._requests)]
+        how = self._stop()
+        if hangs:
+            limit = f"a step took longer than {self._step_timeout_s:g} s"
+            why: EngineError = EngineTimeoutError(
+                f"The model hangs ({limit}) and was ended; ask again to start another."
+            )
+            how = f"hung: {limit}"
+        else:
+            why = EngineError(f"The model's process ended ({how}); the next question starts another.")
+        if self._refuse(why):
+            self._died(how)
+        failed: list[tuple[int, Event]] = [(number, self._fresh_error()) for number in list(self._requests)]
         self.counters = replace(self.counters, running=0, failed=self.counters.failed + len(failed))
         self._deliver(failed)
         self._connection.close()
+
+    def _awaits(self) -> bool:
+        """Whether a step is to be expected."""
+        return bool(self._requests) or self.counters.running > 0
 
     def _deliver(self, events: Iterable[tuple[int, Event]]) -> None:
         """All in one wake-up per event loop."""
@@ -125,11 +166,20 @@ def _put_all(events: list[tuple[_Request, Event]]) -> None:
         request.events.put_nowait(event)
 
 
-def start_pipeline(name: str, folder: Path, scheduler: Mapping[str, object], device: Mapping[str, object]) -> Batcher:
+def start_pipeline(
+    name: str,
+    folder: Path,
+    scheduler: Mapping[str, object],
+    device: Mapping[str, object],
+    *,
+    step_timeout_s: float,
+    died: Callable[[str], None] = lambda _: None,
+) -> Batcher:
     """Load the model in a process of its own; ``scheduler`` and ``device`` are the library's settings.
 
     A command of its own, not ``multiprocessing``: that would run a caller's script again to import it, and a worker of
-    ``serve --workers`` may not have children. Raises ``NotReadyError``.
+    ``serve --workers`` may not have children. ``died`` also hears of one that ends while it loads. Raises
+    ``NotReadyError``.
     """
     ours, theirs = Pipe()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -141,20 +191,39 @@ def start_pipeline(name: str, folder: Path, scheduler: Mapping[str, object], dev
         process.kill()
         return _how_it_ended(process.wait())
 
-    why: str | None
+    loading_s = max(LOADING_S, 2 * step_timeout_s)
     try:
         ours.send((str(folder), dict(scheduler), dict(device)))
-        why = ours.recv()
+        if _speaks(ours, loading_s, lambda: True):
+            why = ours.recv()
+        else:
+            died(why := f"it took longer than {loading_s:g} s")
     except (EOFError, OSError):
-        why = f"its process ended ({stop()})"
+        how = stop()
+        died(how)
+        why = f"its process ended ({how})"
     if why is not None:
         stop()
         ours.close()
         raise NotReadyError(f"The model in {folder} cannot be loaded: {why}")
-    return Batcher(ours, stop, name)
+    return Batcher(ours, stop, name, step_timeout_s=step_timeout_s, died=died)
+
+
+def _speaks(connection: Connection[Any, Any], limit_s: float, awaited: Callable[[], bool]) -> bool:
+    """Wait until there is something to receive; false when it was awaited for so long in vain."""
+    looks = 0
+    while not connection.poll(limit_s / LOOKS):
+        looks = looks + 1 if awaited() else 0
+        if looks >= LOOKS:
+            return False
+    return True
 
 
 def _how_it_ended(status: int) -> str:
     if status == -signal.SIGKILL:
         return "killed; perhaps the machine's memory is full"
+    if status == OUT_OF_MEMORY:
+        return "out of memory"
+    if status == BROKEN:
+        return f"{FAILED_STEPS} steps failed in a row"
     return f"by signal {-status}" if status < 0 else f"with status {status}"

@@ -9,6 +9,7 @@ their place and renamed, so that a killed build leaves nothing that looks finish
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ import gguf
 import numpy as np
 from filelock import FileLock
 
-from expert_router.artifacts import write_atomically
+from expert_router.artifacts import sha256_of, sha256_once, write_atomically
 from expert_router.engines.adapter import Heads, in_gguf_order, read_lora, refuse_missing
 from expert_router.engines.gguf import read_heads, requantise
+from expert_router.engines.prepared import refuse_altered
 from expert_router.errors import WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION
 from expert_router.weights.gguf_file import ARCHITECTURE, metadata_value, open_gguf, write_and_close
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from expert_router.types import Adapter, Quantization
+
+logger = logging.getLogger(__name__)
 
 RECIPE = 1
 """Raise it when the way of making either changes."""
@@ -70,8 +74,9 @@ def base_file(
     with _building(path) as work:
         if (ready := _read(path, sha256)) is not None:
             return ready
+        refuse_altered(name, weights, sha256)
         requantise(weights, work, quantization=quantization, progress=progress)
-        facts = {**_facts(work), "size_bytes": work.stat().st_size}
+        facts = {**_facts(work), "size_bytes": work.stat().st_size, "file_sha256": sha256_of(work)}
         work.replace(path)
         write_atomically(_facts_path(path), json.dumps(facts).encode())
     built = _read(path, sha256)
@@ -148,10 +153,14 @@ def _facts_path(path: Path) -> Path:
 
 
 def _read(path: Path, sha256: str) -> BaseFile | None:
-    """The base when it is whole: what is known of it was written last, and it has its size."""
+    """The base when it is whole: what is known of it was written last, and it has its size and its hash."""
     try:
         facts: dict[str, Any] = json.loads(_facts_path(path).read_text("utf-8"))
         if path.stat().st_size != facts["size_bytes"]:
+            return None
+        made = facts.pop("file_sha256", None)  # a version before this one wrote none
+        if made is not None and sha256_once(path) != made:
+            logger.warning("a prepared model is damaged and built anew", extra={"file": str(path)})
             return None
         heads = Heads(**facts.pop("heads"))
         shapes = {name: (shape[0], shape[1]) for name, shape in facts.pop("shapes").items()}

@@ -18,7 +18,7 @@ from expert_router.engines.vocabulary import decoder_of
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from expert_router.engines.prepared import PreparedModel
     from expert_router.engines.stepping import TokenBatch
@@ -35,6 +35,14 @@ REPRODUCIBLE = {
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
 
 
+STEP_TOKENS = 256
+"""So many tokens of a prompt a step reads at most, as the library is by default."""
+WEIGHTS_PER_S = 5e9
+"""So many weights (a byte each) times tokens a slow core takes a second: two operations each, 1e10 of them."""
+BESIDE_OTHERS_S = 30.0
+"""What else the machine may have to do, between the steps of the smallest model too."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenVINOOptions:
     default_model: str
@@ -47,6 +55,13 @@ class OpenVINOOptions:
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     stack_size: int = 0
     """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
+    step_timeout_s: float | None = None
+    """``None`` derives it from the model's size."""
+
+
+def longest_step_s(size_bytes: int) -> float:
+    """What takes longer hangs; a slow laptop with a long prompt does not: 40 s for 135 M weights, 400 s for 7 B."""
+    return BESIDE_OTHERS_S + size_bytes * STEP_TOKENS / WEIGHTS_PER_S
 
 
 class LoadedModel:
@@ -57,7 +72,14 @@ class LoadedModel:
 
     slots: dict[str | None, int]
 
-    def __init__(self, name: str, prepared: PreparedModel, options: OpenVINOOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        prepared: PreparedModel,
+        options: OpenVINOOptions,
+        died: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``died`` is told why its process ended, unless it was closed."""
         import openvino_genai as genai
 
         self._repetition_penalty = options.repetition_penalty
@@ -78,8 +100,12 @@ class LoadedModel:
         except RuntimeError as error:
             raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer_lock = threading.Lock()
+        # Here, where one thread loads: on first use the library initialises what hands over tokens, and gives Python's
+        # lock away while it does. Two threads that came there at once would wait for each other for ever.
+        self.token_ids("first of all")
         self._decode = decoder_of(self._tokenizer)
-        self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
+        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes)
+        self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation in the model's chat template."""

@@ -82,14 +82,20 @@ class ModelCache(Generic[M]):
             return [key for key, entry in self._entries.items() if not entry.loading.done()]
 
     def close(self) -> None:
-        """Unload everything; a load that runs is waited for, one that waits is not begun."""
+        """Unload everything; a load that runs is waited for, one that waits is not begun.
+
+        What is loaded goes first: who uses it is told at once, however long the load takes.
+        """
         with self._lock:
             self._closed = True
+            loaded = [entry for entry in self._entries.values() if _is_loaded(entry)]
+        for entry in loaded:
+            self._unload(entry.loading.result())
         self._loader.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             entries, self._entries = list(self._entries.values()), OrderedDict()
         for entry in entries:
-            if _is_loaded(entry):
+            if _is_loaded(entry) and not any(entry is each for each in loaded):
                 self._unload(entry.loading.result())
 
     def _take(self, key: str) -> _Entry[M]:
@@ -127,7 +133,7 @@ class ModelCache(Generic[M]):
     def _evict(self) -> None:
         """Unload what is idle and too much. Runs in the loader's thread, as unloading blocks."""
         with self._lock:
-            idle = self._pop_surplus()
+            idle = [] if self._closed else self._pop_surplus()
         for entry in idle:
             self._unload(entry.loading.result())
 

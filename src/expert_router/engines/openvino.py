@@ -22,6 +22,7 @@ from expert_router.engines.detokenizer import Detokenizer
 from expert_router.engines.loaded_model import LoadedModel
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.prepared import RECIPE, prepare_stack
+from expert_router.engines.revival import Revivals
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
@@ -80,6 +81,7 @@ class OpenVINOEngine:
         self._options = options
         self._stacks = self._stacks_of(experts)
         self._weights: dict[str, Weights] = {}
+        self._revivals = Revivals()
         self._models: ModelCache[LoadedModel] = ModelCache(
             options.max_model_bytes,
             self._load,
@@ -132,6 +134,7 @@ class OpenVINOEngine:
         return {
             "models": {model.name: asdict(model.batcher.counters) for model in loaded.values()},
             "loading": self._models.loading(),
+            "ended": self._revivals.status(),
             "threads": self._options.threads,
         }
 
@@ -187,6 +190,7 @@ class OpenVINOEngine:
 
     def _load(self, key: str) -> LoadedModel:
         weights = self._weights[key]
+        self._revivals.check(key)
         return self._load_stack(weights) if weights.stacked else self._load_one(weights)
 
     def prepare(self, expert: Expert) -> tuple[PreparedModel, int]:
@@ -242,7 +246,7 @@ class OpenVINOEngine:
         return model
 
     def _start(self, name: str, prepared: PreparedModel, canary: Canary | None) -> LoadedModel:
-        model = LoadedModel(name, prepared, self._options)
+        model = LoadedModel(name, prepared, self._options, lambda why: self._revivals.died(name, why))
         try:
             if canary is not None:
                 check_canary(model, canary)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from expert_router.artifacts import MANIFEST, write_atomically
+from expert_router.artifacts import MANIFEST, sha256_of, sha256_once, write_atomically
 from expert_router.engines.adapter import read_lora
 from expert_router.engines.gguf import ModelFacts, read_facts, requantise
 from expert_router.engines.stacking import stack_adapters
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
     from expert_router.types import Adapter
 
+logger = logging.getLogger(__name__)
+
+CHILD = "from expert_router.engines.prepared import save_ir; save_ir()"
 GRAPH = "openvino_model.xml"
 RECIPE = 1
 """Raise it when the way of preparing changes."""
@@ -57,7 +64,12 @@ def prepare_model(
     if adapter and adapter.quantization != DEFAULT_QUANTIZATION:
         merged += f"-{adapter.quantization}"
     folder = cache / "prepared" / f"{name}-{sha256[:12]}{merged}-r{RECIPE}"
-    return _ready_or_built(folder, f"{name} from {weights}", lambda work: _build(work, weights, adapter, progress))
+
+    def build(work: Path) -> dict[str, Any]:
+        refuse_altered(name, weights, sha256)
+        return _build(work, weights, adapter, progress)
+
+    return _ready_or_built(folder, f"{name} from {weights}", build)
 
 
 def prepare_stack(base: PreparedModel, adapters: Sequence[Adapter], *, progress: bool) -> PreparedModel:
@@ -70,6 +82,15 @@ def prepare_stack(base: PreparedModel, adapters: Sequence[Adapter], *, progress:
     return _ready_or_built(
         folder, f"{len(adapters)} adapters on {base.folder.name}", lambda work: _stack(work, base, adapters, progress)
     )
+
+
+def refuse_altered(name: str, weights: Path, sha256: str) -> None:
+    """Raises ``WeightsError`` for a file that is not the one that was fetched; its date alone would not tell."""
+    if sha256_of(weights) != sha256:
+        raise WeightsError(
+            f"{weights} was altered: its sha256 is not {sha256[:12]}…, which is pinned. Let it be noticed with "
+            f"expert-router weights verify {name}, then bring it again with expert-router weights fetch {name}."
+        )
 
 
 def _ready_or_built(folder: Path, what: str, build: Callable[[Path], dict[str, Any]]) -> PreparedModel:
@@ -100,7 +121,9 @@ def _build_beside(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None
         work = Path(temporary)
         about = build(work)
         files = {file.name: file.stat().st_size for file in sorted(work.iterdir())}
-        write_atomically(work / MANIFEST, json.dumps({"recipe": RECIPE, **about, "files": files}, indent=2).encode())
+        hashes = {name: sha256_of(work / name) for name in files}
+        manifest = {"recipe": RECIPE, **about, "files": files, "sha256": hashes}
+        write_atomically(work / MANIFEST, json.dumps(manifest, indent=2).encode())
         finished = work.rename(folder)
         finished.chmod(0o755)
         work.mkdir()  # what TemporaryDirectory expects to remove
@@ -126,21 +149,49 @@ def _stack(work: Path, base: PreparedModel, adapters: Sequence[Adapter], progres
 
 
 def _save_ir(requantised: Path) -> None:
-    """Let the library read the GGUF file once and save the graph and the tokenizer beside it."""
+    """Let the library read the GGUF file once and save the graph and the tokenizer beside it.
+
+    In a process of its own, which gives its memory back: a thread that had done this crashed when it ended, and the
+    server with it. Raises ``RuntimeError`` with what the library said.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-P", "-c", CHILD, str(requantised)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"its process ended with status {done.returncode}")
+
+
+def save_ir() -> None:
+    """What runs there; the file is the first argument."""
     import openvino_genai as genai
 
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1
     save = {"enable_save_ov_model": True}
-    genai.ContinuousBatchingPipeline(str(requantised), scheduler, "CPU", save, save)
+    pipeline = genai.ContinuousBatchingPipeline(sys.argv[1], scheduler, "CPU", save, save)
+    os._exit(0 if pipeline else 1)
 
 
 def _read(folder: Path) -> PreparedModel | None:
-    """The model when the folder is whole: its manifest is there and every file has its size."""
+    """The model when the folder is whole: its manifest is there and every file has its size and its hash."""
     try:
         about: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         files: dict[str, int] = about["files"]
+        hashes: dict[str, str] = about.get("sha256", {})  # a version before this one wrote none
         if any((folder / name).stat().st_size != size for name, size in files.items()):
+            return None
+        if altered := [name for name, sha256 in hashes.items() if sha256_once(folder / name) != sha256]:
+            logger.warning(
+                "a prepared model is damaged and built anew", extra={"folder": str(folder), "files": altered}
+            )
             return None
         facts, counts = ModelFacts(**about["facts"]), (about.get("modules", 0), about.get("vocabulary", 0))
         return PreparedModel(folder, facts, sum(files.values()), *counts)

@@ -13,6 +13,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expert_router.engines.slots import TokenCounters
@@ -20,6 +21,13 @@ from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
     from expert_router.types import FinishReason
+
+FAILED_STEPS = 3
+"""A pipeline of which so many steps fail in a row stays broken: another is started."""
+OUT_OF_MEMORY, BROKEN = 75, 76
+"""Exit statuses of the process."""
+OOM_SCORE = 500
+"""As if it had half of the machine's memory more: where there is none left, a model goes before the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,8 @@ class Stepper:
     """``pipeline`` has ``add_request`` and ``step`` as ``openvino_genai.ContinuousBatchingPipeline`` has.
 
     It is sent ``("add", number, prompt, config)`` and ``("cancel", number)``, and sends its counters with the events
-    of each step: ``(TokenCounters, [(number, event), ...])``.
+    of each step, also where there are none: ``(TokenCounters, [(number, event), ...])``. Who hears nothing knows that a
+    step is not over.
     """
 
     def __init__(self, pipeline: Any, connection: Connection[Any, Any]) -> None:
@@ -53,16 +62,26 @@ class Stepper:
         self._connection = connection
         self._active: dict[int, Any] = {}
         self._leaving = 0
+        self._failed_steps = 0
         self._counters = TokenCounters()
         self._reported = TokenCounters()
 
     def run(self) -> None:
-        """Until the other side closes the connection."""
+        """Until the other side closes the connection, or the pipeline stays broken.
+
+        Raises ``MemoryError`` once those who wait were told: what the pipeline holds may be half of what it should be.
+        """
         with suppress(EOFError, OSError):
-            while True:
+            while self._failed_steps < FAILED_STEPS:
                 self._obey()
-                self._report([])  # who has just come in
-                self._report(self._step())
+                if self._counters != self._reported:  # who has just come in
+                    self._report([])
+                try:
+                    events = self._step()
+                except MemoryError as error:
+                    self._report(self._fail_all(f"The engine has no memory left ({error})."))
+                    raise
+                self._report(events)
 
     def _obey(self) -> None:
         """Take all waiting commands; wait for one when there is nothing else to do."""
@@ -87,7 +106,11 @@ class Stepper:
         """Every request's new tokens."""
         try:
             self._pipeline.step()
+            self._failed_steps = 0
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - the same C++ library
+            self._failed_steps += 1
             events = self._fail_all(f"The engine failed while generating ({type(error).__name__}: {error}).")
         else:
             read = [(number, _read(handle)) for number, handle in self._active.items()]
@@ -119,9 +142,8 @@ class Stepper:
         return events
 
     def _report(self, events: list[tuple[int, Event]]) -> None:
-        if events or self._counters != self._reported:
-            self._connection.send((self._counters, events))
-            self._reported = replace(self._counters)
+        self._connection.send((self._counters, events))
+        self._reported = replace(self._counters)
 
 
 def _read(handle: Any) -> Event | None:
@@ -176,13 +198,32 @@ def main() -> None:
     """The connection is the standard input. First comes what to load; the answer is ``None`` or why it cannot be."""
     for asked_to_end in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server may have streams to end
         signal.signal(asked_to_end, signal.SIG_IGN)
+    _offer_to_die()
     connection: Connection[Any, Any] = Connection(os.dup(0))
+    status = 0
     with suppress(EOFError, OSError):
         try:
             pipeline = _Pipeline(*connection.recv())
         except RuntimeError as error:
             connection.send(str(error))
+        except MemoryError:
+            status = OUT_OF_MEMORY
         else:
             connection.send(None)
-            Stepper(pipeline, connection).run()
-    os._exit(0)  # nothing is left to save, and the library takes its time
+            status = _run(Stepper(pipeline, connection))
+    os._exit(status)  # nothing is left to save, and the library takes its time
+
+
+def _run(stepper: Stepper) -> int:
+    try:
+        stepper.run()
+    except MemoryError:
+        return OUT_OF_MEMORY
+    return BROKEN
+
+
+def _offer_to_die() -> None:
+    """The server loads another model, but nobody would start another server."""
+    score = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):  # not Linux
+        score.write_text(str(max(OOM_SCORE, int(score.read_text("ascii")))), "ascii")

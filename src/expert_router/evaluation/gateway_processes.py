@@ -112,6 +112,16 @@ def ours(upstream_port: int, config: str | None, folder: Path) -> Iterator[Gatew
 
 
 @contextmanager
+def as_configured(config: str | None, settings: Mapping[str, str], folder: Path) -> Iterator[Gateway]:
+    """``expert-router serve`` with a profile, and ``settings`` over it."""
+    program = [sys.executable, "-c", "from expert_router.commands import main; main()"]
+    command = [*program, *(["--config", config] if config else []), "serve", "--no-page"]
+    environment = {f"EXPERT_ROUTER_{name}": value for name, value in settings.items()}
+    with _started("server", command, environment, folder) as server:
+        yield server
+
+
+@contextmanager
 def litellm(upstream_port: int, python: Path, folder: Path) -> Iterator[Gateway]:
     """LiteLLM's proxy: one worker, no keys to check, its log as quiet as its documentation has it for production."""
     program = [str(python), "-c", "from litellm.proxy.proxy_cli import run_server; run_server()"]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from expert_router.evaluation.answers import KEY, METRICS
 from expert_router.evaluation.load_report import knee
 from expert_router.evaluation.optimization import TYPICAL_TOKENS
+from expert_router.evaluation.soak_report import COUNTS, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from expert_router.evaluation.optimization import OptimizedExpert
     from expert_router.evaluation.report import Evaluation
     from expert_router.evaluation.router_quality import RouterQuality
+    from expert_router.evaluation.soak import Soak
 
 DPI = 120
 
@@ -77,6 +79,22 @@ def draw_load(folder: Path, levels: Sequence[LevelResult]) -> dict[str, str]:
     latency.set(xlabel="requests sent a second" if by_rate else "clients at once", ylabel="p95, milliseconds")
     title = f"Throughput and latency as {'more is asked' if by_rate else 'clients are added'}"
     return _save(folder, {"load.png": (title, figure)})
+
+
+def draw_soak(folder: Path, result: Soak) -> dict[str, str]:
+    """The same for a soak: what all processes of the server held over time."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    memory, counts = cast("Any", figure.subplots(2, sharex=True))
+    minutes = [sample.s / 60 for sample in result.samples]
+    memory.plot(minutes, [sample.memory_bytes / MIB for sample in result.samples], linewidth=1)
+    memory.set(ylabel="resident, MiB")
+    memory.set_ylim(bottom=0)
+    for name in COUNTS:
+        counts.plot(minutes, [getattr(sample, name) for sample in result.samples], linewidth=0.8, label=name)
+    counts.set(xlabel="minutes")
+    counts.set_ylim(bottom=0)
+    counts.legend(fontsize="small", ncols=3, loc="upper left")
+    return _save(folder, {"soak.png": (f"Mixed load: memory {result.growth:+.1%}", figure)})
 
 
 def _save(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> dict[str, str]:

@@ -349,6 +349,7 @@ def _embedded_engine(parts: Parts) -> OpenVINOEngine:
         reproducible=engine.reproducible,
         repetition_penalty=engine.repetition_penalty,
         stack_size=engine.stack_size,
+        step_timeout_s=engine.step_timeout_s,
     )
     sources = {
         name: _model_source(parts.settings, name, locked, progress=parts.progress)

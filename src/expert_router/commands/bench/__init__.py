@@ -20,6 +20,7 @@ from expert_router.commands.bench import (
     parts,
     routers,
     same_answer,
+    soak,
     stability,
 )
 
@@ -36,6 +37,7 @@ MEASUREMENTS = {
     "engine": engine,
     "load": load,
     "leaving": leaving,
+    "soak": soak,
     "cache": cache,
     "same-answer": same_answer,
     "gateway": gateway,
