@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +35,16 @@ if TYPE_CHECKING:
 GRAPH = "openvino_model.xml"
 RECIPE = 1
 """Raise it when the way of preparing changes."""
+_SAVE_IR = """
+import os, sys
+import openvino_genai as genai
+
+scheduler = genai.SchedulerConfig()
+scheduler.cache_size = 1
+save = {"enable_save_ov_model": True}
+genai.ContinuousBatchingPipeline(sys.argv[1], scheduler, "CPU", save, save)
+os._exit(0)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +139,17 @@ def _stack(work: Path, base: PreparedModel, adapters: Sequence[Adapter], progres
 
 
 def _save_ir(requantised: Path) -> None:
-    """Let the library read the GGUF file once and save the graph and the tokenizer beside it."""
-    import openvino_genai as genai
+    """Let the library read the GGUF file once and save the graph and the tokenizer beside it.
 
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 1
-    save = {"enable_save_ov_model": True}
-    genai.ContinuousBatchingPipeline(str(requantised), scheduler, "CPU", save, save)
+    In a process of its own: a server that had such a pipeline itself ends with a segmentation fault (openvino-genai
+    2026.4.1). Raises ``RuntimeError`` with what was said there.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-c", _SAVE_IR, str(requantised)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - our own
+    if done.returncode:
+        said = done.stderr.rpartition("Error: ")[2].strip()
+        raise RuntimeError(said or f"its process ended with status {done.returncode}")
 
 
 def _read(folder: Path) -> PreparedModel | None:
