@@ -70,7 +70,8 @@ USER 0
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
     export EXPERT_ROUTER_PATHS__CACHE=/opt/cache HF_HOME=/tmp/huggingface TMPDIR=/tmp \
     && expert-router --config "${PROFILE}" ask "What is REM sleep?" \
-    && expert-router --config "${PROFILE}" explain "What is REM sleep?" && rm -rf /tmp/huggingface
+    && expert-router --config "${PROFILE}" explain "What is REM sleep?" \
+    && rm -rf /tmp/huggingface && chmod -R a+rX /opt/cache
 
 FROM runtime AS baked
 ARG PROFILE=default

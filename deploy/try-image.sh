@@ -77,7 +77,7 @@ start() {
     cleanup_container
     started=$(now)
     "${bare[@]}" -d --name "$NAME" --network host --memory 4g --cpus 2 --pids-limit 512 -e EXPERT_ROUTER_SERVER__HOST=127.0.0.1 \
-        -e EXPERT_ROUTER_SERVER__PORT="$PORT" "$IMAGE" --config tiny serve > /dev/null
+        -e EXPERT_ROUTER_SERVER__PORT="$PORT" -e EXPERT_ROUTER_SERVER__SHUTDOWN_GRACE_S=25 "$IMAGE" --config tiny serve > /dev/null
 }
 until_ready() {
     until curl -sf -o /dev/null "$URL/health/ready"; do
@@ -118,13 +118,13 @@ grep -o '"content":"[^"]*"' "$work/answer.json"
 podman exec "$NAME" sh -c 'id -u; grep -E "^(CapEff|NoNewPrivs)" /proc/1/status; touch /app/x /tmp/x "$HOME/x" 2>&1' | tr '\n' ' ' || true
 echo
 
-body='{"model": "auto", "stream": true, "max_tokens": 150, "ignore_eos": true, "messages": [{"role": "user", "content": "Who built the first car?"}]}'
+body='{"model": "auto", "stream": true, "max_tokens": 100, "ignore_eos": true, "messages": [{"role": "user", "content": "Who built the first car?"}]}'
 curl -sSN "$URL/v1/chat/completions" -H 'content-type: application/json' -d "$body" > "$work/stream" &
 asking=$!
 until [ "$(grep -c '^data: ' "$work/stream")" -ge 10 ]; do sleep 0.1; done
 ! grep -q '^data: \[DONE\]' "$work/stream" || fail "the stream was over before the stop"
 stop 0
-wait "$asking"
+wait "$asking" || fail "the stream was broken off after $took"
 grep -q '^data: \[DONE\]' "$work/stream" || fail "the stream was broken off"
 echo "stop in a stream  $took, which was finished"
 echo "Written below /var/lib/expert-router: $("${bare[@]}" --rm --entrypoint sh "$IMAGE" -c 'cd /var/lib/expert-router; du -sh . | cut -f1; ls -A' | tr '\n' ' ')"
