@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 from cli import one_line
+from filelock import FileLock
 
 from support import SLEEP_QUESTION, chat_body, events, eventually
 
@@ -135,6 +136,24 @@ def test_a_client_that_does_not_read_cannot_hold_up_the_end(cli: CommandLine) ->
         status, _ = server.end()
         assert status == 0
         assert 0.9 < time.perf_counter() - started < 8
+
+
+def test_asked_to_end_while_it_loads_it_does_not_wait(cli: CommandLine, tmp_path: Path) -> None:
+    """As a container's first process, for which the system's default is to go on."""
+    weights = tmp_path / "weights" / "smollm2-135m-instruct"
+    weights.mkdir(parents=True)
+    settings = {
+        "EXPERT_ROUTER_PATHS__CACHE": str(tmp_path),
+        "EXPERT_ROUTER_ENGINE__NAME": "openvino",
+        "EXPERT_ROUTER_ENGINE__BASE_MODEL": weights.name,
+    }
+    with FileLock(weights / ".lock"):
+        process = replace(cli, settings=settings).start("serve", "--port", "0", "--no-page")
+        assert process.stderr is not None
+        assert "waiting" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=15)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_ctrl_c_ends_it_too(cli: CommandLine) -> None:

@@ -27,6 +27,7 @@ VERBS = {
     "prepare": "validate, clean and split the data",
     "weights": "bring, check or list the weight files of models.lock",
     "chat-page": "start the chat page alone, against a running server",
+    "health": "ask a running server whether it can answer",
     "bench": "measure routers and engines",
     "benchmark": "measure the router's encoder on public intent data sets",
     "evaluate": "measure the experts' answers against the base model",

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ def main(args: Namespace) -> int:
     # Before numpy is imported: its matrices here are small, the cores are the engine's, and a thread of OpenBLAS that
     # misses its wake-up leaves the one that waits for it spinning for ever (docs/log.md).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A container's first process has no default: it would go on loading until it is killed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from expert_router.observability import configure_logging
     from expert_router.serving.build import build_system, prepare_base_model
     from expert_router.serving.parts import build_parts
