@@ -191,7 +191,11 @@ class OpenAIHTTPEngine:
         parser = EventParser()
         async with aclosing(response.pieces()) as pieces:
             async for piece in pieces:
-                for event in parser.feed(piece):
+                try:
+                    complete = parser.feed(piece)
+                except ValueError as error:
+                    raise BrokenAnswerError(str(error)) from error
+                for event in complete:
                     yield event
 
     async def _refuse_unless_ok(self, response: Response, model: str) -> None:

@@ -215,7 +215,7 @@ def load_lock(path: Path) -> dict[str, LockedModel]:
             tables = tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(f"There is no {path}: run this inside the checkout, or set paths.models_lock.") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return {name: _model(name, _Reading(path, tables)) for name in tables}
 
