@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_router.engines.batching import start_pipeline
-from expert_router.engines.vocabulary import decoder_of
+from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.vocabulary import vocabulary_of
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
@@ -78,12 +79,14 @@ class LoadedModel:
         except RuntimeError as error:
             raise NotReadyError(f"The tokenizer in {prepared.folder} cannot be loaded: {error}") from error
         self._tokenizer_lock = threading.Lock()
-        self._decode = decoder_of(self._tokenizer)
+        vocabulary = vocabulary_of(self._tokenizer)
+        self._decode, self._control = vocabulary.decode, ControlTokens(vocabulary.control)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The conversation in the model's chat template."""
-        return self.token_ids(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+        """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
+        prompt = self._tokenizer.apply_chat_template(self._control.marked(messages), add_generation_prompt=True)
+        return [token for part in self._control.parts(prompt) for token in self.token_ids(part)]
 
     def token_ids(self, text: str) -> list[int]:
         with self._tokenizer_lock:
