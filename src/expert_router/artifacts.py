@@ -34,7 +34,18 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 MAX_QUOTE = 100
 """Characters of a name in an error text."""
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises ``ConfigError`` for an adapter that is saved in a format which runs what is in it when it is read."""
+    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix.lower() in PICKLES]
+    if pickles and not (folder / ADAPTER_WEIGHTS).exists():
+        raise ConfigError(
+            f"{folder} has {pickles[0]}, which would run whatever is in it when it is read, so it is not. Save the "
+            f"adapter as {ADAPTER_WEIGHTS}: in PEFT, save_pretrained(…, safe_serialization=True)."
+        )
 
 
 def within(folder: Path, name: str) -> Path:
@@ -98,6 +109,7 @@ def install_adapter(expert: Path, base: str, trained: Path, about: dict[str, Any
     Its configuration then names ``base``, not where that lay when it was trained. Raises ``ConfigError`` when
     ``trained`` is not an adapter or the manifest cannot name it; nothing is changed then.
     """
+    refuse_pickles(trained)
     try:
         config = {**json.loads((trained / ADAPTER_CONFIG).read_text("utf-8")), "base_model_name_or_path": base}
         files = {

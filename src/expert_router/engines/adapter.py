@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from expert_router.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from expert_router.errors import WeightsError
+from expert_router.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_pickles
+from expert_router.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,10 +79,13 @@ class LoraWeights:
 def read_lora(folder: Path) -> LoraWeights:
     """Read what PEFT saved. Raises ``WeightsError`` for anything but plain LoRA on a decoder's linear layers."""
     try:
+        refuse_pickles(folder)
         config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         rank, alpha = config["r"], float(config["lora_alpha"])
         scale = alpha / rank
+    except ConfigError as error:
+        raise WeightsError(error.message) from error
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{folder} is not a LoRA adapter as PEFT saves it: {error!r}") from error
     if type(rank) is not int or rank < 1 or not abs(scale) <= MOST_SCALE:
@@ -102,6 +105,11 @@ def read_lora(folder: Path) -> LoraWeights:
     if not halves or any(set(pair) != {"A", "B"} for pair in halves.values()):
         raise WeightsError(f"The adapter in {folder} is incomplete: a module lacks one of its two halves.")
     modules = {name: LowRank(pair["A"], pair["B"]) for name, pair in halves.items()}
+    _check_modules(modules, rank, folder)
+    return LoraWeights(scale, modules)
+
+
+def _check_modules(modules: dict[str, LowRank], rank: int, folder: Path) -> None:
     for name, module in modules.items():
         if not _has_rank(module, rank):
             raise WeightsError(
@@ -110,7 +118,6 @@ def read_lora(folder: Path) -> LoraWeights:
             )
         if not (np.isfinite(module.a_RI).all() and np.isfinite(module.b_OR).all()):
             raise WeightsError(f"The adapter in {folder} is damaged: its {name} has what is no finite number.")
-    return LoraWeights(scale, modules)
 
 
 def _has_rank(module: LowRank, rank: int) -> bool:
