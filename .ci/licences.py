@@ -41,7 +41,7 @@ SPOKEN = {
 }
 HEAD = """# Licences of what serving installs
 
-Written by `make licences` from the packages' own metadata (`requirements.txt`, on Linux); a test holds it to the allowed
+Written by `make licences` from the packages' metadata (`requirements.txt`, on Linux); a test holds it to the allowed
 ones: {allowed}. This project is under Apache-2.0, as the models' files are ([weights.md](weights.md)).
 
 | package | licence |

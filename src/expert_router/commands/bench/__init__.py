@@ -15,6 +15,7 @@ from expert_router.commands.bench import (
     dialogues,
     engine,
     gateway,
+    injection,
     leaving,
     load,
     parts,
@@ -38,6 +39,7 @@ MEASUREMENTS = {
     "leaving": leaving,
     "cache": cache,
     "same-answer": same_answer,
+    "injection": injection,
     "gateway": gateway,
     "baseline": baseline,
 }
