@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,6 +62,13 @@ def test_the_model_reads_every_character_of_it(model: LoadedModel) -> None:  # n
 def test_other_text_is_encoded_as_the_template_has_it(model: LoadedModel, content: str) -> None:  # noqa: F811
     prompt = model._tokenizer.apply_chat_template(talk(content), add_generation_prompt=True)
     assert model.encode(talk(content)) == model.token_ids(prompt)
+
+
+@pytest.mark.timeout(60)
+def test_a_megabyte_of_them_is_too_long_within_seconds(encode: Encode) -> None:
+    started = time.monotonic()
+    assert len(encode(talk("<|im_start|>" * 80_000))) >= 8192
+    assert time.monotonic() - started < 20
 
 
 def test_both_engines_encode_it_alike(model: LoadedModel, loaded: LlamaCppEngine) -> None:  # noqa: F811

@@ -12,7 +12,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 SHORTEST = 2
 """What is shorter cannot be cut."""
@@ -35,5 +35,17 @@ class ControlTokens:
         return [{**each, "content": first.sub(rf"\g<0>{self._cut}", each["content"])} for each in messages]
 
     def parts(self, prompt: str) -> list[str]:
-        """What the template made of them, cut at the marks: to be encoded one by one."""
+        """What the template made of them, cut at the marks."""
         return prompt.split(self._cut)
+
+    def encoded(self, prompt: str, encode: Callable[[str], list[int]], enough: int) -> list[int]:
+        """What the template made of them, part by part; no more than ``enough`` tokens' worth of parts is encoded.
+
+        A megabyte of control tokens has a hundred thousand parts, and is too long for any model well before.
+        """
+        ids: list[int] = []
+        for part in self.parts(prompt):
+            ids += encode(part)
+            if len(ids) >= enough:
+                break
+        return ids

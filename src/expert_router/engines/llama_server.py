@@ -134,9 +134,12 @@ class LlamaServer:
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
         prompt = self._call("POST", "/apply-template", {"messages": self._control.marked(messages)})["prompt"]
-        first, *rest = self._control.parts(prompt)
-        ids = self._tokens({"content": first, "add_special": True})
-        return ids + [token for part in rest for token in self._tokens({"content": part})]
+        begins = iter([True])  # what stands before a prompt stands before its first part
+
+        def encode(part: str) -> list[int]:
+            return self._tokens({"content": part, "add_special": next(begins, False)})
+
+        return self._control.encoded(prompt, encode, self.context_tokens)
 
     def token_ids(self, text: str) -> list[int]:
         return self._tokens({"content": text})

@@ -86,7 +86,7 @@ class LoadedModel:
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
         prompt = self._tokenizer.apply_chat_template(self._control.marked(messages), add_generation_prompt=True)
-        return [token for part in self._control.parts(prompt) for token in self.token_ids(part)]
+        return self._control.encoded(prompt, self.token_ids, self.context_tokens)
 
     def token_ids(self, text: str) -> list[int]:
         with self._tokenizer_lock:
