@@ -9,7 +9,7 @@ override Q := $(value Q)
 export Q
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench profile lock clean
+.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench profile audit sbom licences lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,8 +79,19 @@ profile: $(VENV)/.dev  ## what holds Python while a server answers: runs/profile
 	$(BIN)/py-spy record --gil --threads --duration 25 --pid $$server --output "runs/profile-$$(date +%Y%m%d-%H%M%S).svg" & spy=$$!; \
 	$$router bench load --url http://127.0.0.1:$(PORT) --concurrency 8 --seconds 20 --no-cache; wait $$spy
 
+audit: $(VENV)/.dev  ## known vulnerabilities of what serving installs (asks pypi.org)
+	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --no-deps --disable-pip -r requirements.txt
+
+sbom: $(VENV)/.dev  ## what serving installs as a CycloneDX bill of materials: runs/sbom.json
+	@mkdir -p runs
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --of JSON -o runs/sbom.json
+
+licences: $(VENV)/.dev  ## docs/licences.md: the licences of what serving installs; fails for one that is not allowed
+	$(BIN)/python .ci/licences.py
+
 lock: $(VENV)/.dev  ## resolve requirements*.txt anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --generate-hashes -c requirements.txt pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui -c requirements.txt pyproject.toml -o requirements-ui.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --extra ui --extra parquet --extra pdf --group dev -c requirements-ui.txt pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-deps --extra train -c requirements-dev.txt -c requirements-zero-shot.txt pyproject.toml -o requirements-train.txt
@@ -92,8 +103,9 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: requirements-ui.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/.serve: requirements.lock requirements-ui.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV): about 650 MB, a few minutes the first time ..."
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-ui.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@

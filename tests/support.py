@@ -34,6 +34,7 @@ from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
 from expert_router.serving.parts import build_parts
 from expert_router.settings import (
+    DecisionLogSettings,
     EngineSettings,
     KnowledgeSettings,
     PathsSettings,
@@ -233,16 +234,17 @@ def build(
     return Dispatcher(Deployment(experts, router, policy, library, examples), engine, admission, log=log)
 
 
-def live_system(home: Path, catalogue: Path) -> tuple[Dispatcher, LiveExperts]:
+def live_system(home: Path, catalogue: Path, log: DecisionLogSettings | None = None) -> tuple[Dispatcher, LiveExperts]:
     """A system of the echo profile whose experts come and go, with a catalogue of its own."""
     settings = Settings(
         home=home,
         engine=EngineSettings(name="echo"),
         router=RouterSettings(name="lexical"),
         knowledge=KnowledgeSettings(passages=0),
+        decision_log=log or DecisionLogSettings(),
     ).model_copy(update={"paths": PathsSettings(catalogue=catalogue)})  # over what the environment says
     parts = build_parts(settings)
-    dispatcher = build_system(parts, logged=False)
+    dispatcher = build_system(parts, logged=log is not None)
     return dispatcher, LiveExperts(parts, dispatcher)
 
 

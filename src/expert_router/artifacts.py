@@ -8,10 +8,11 @@ import logging
 import os
 import tempfile
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import lru_cache
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from expert_router.errors import ConfigError
@@ -32,7 +33,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+MAX_QUOTE = 100
+"""Characters of a name in an error text."""
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises ``ConfigError`` for an adapter that is saved in a format which runs what is in it when it is read."""
+    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix.lower() in PICKLES]
+    if pickles and not (folder / ADAPTER_WEIGHTS).exists():
+        raise ConfigError(
+            f"{folder} has {pickles[0]}, which would run whatever is in it when it is read, so it is not. Save the "
+            f"adapter as {ADAPTER_WEIGHTS}: in PEFT, save_pretrained(…, safe_serialization=True)."
+        )
+
+
+def within(folder: Path, name: str) -> Path:
+    """The path of a file below ``folder``. Raises ``ValueError`` for a name that leads elsewhere."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"{name[:MAX_QUOTE]!r} is no file below {folder}")
+    return folder / path
 
 
 def sha256_of(path: Path) -> str:
@@ -80,15 +102,16 @@ def read_artifact(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        files: list[tuple[str, str]] = list(manifest["files"].items())
+        files: dict[Path, str] = {within(folder, name): pinned for name, pinned in manifest["files"].items()}
     except FileNotFoundError:
         raise ConfigError(f"There is no artifact in {folder}: {MANIFEST} is missing.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a manifest: {error}") from error
-    for name, expected in files:
-        file = folder / name
-        if not file.is_file() or sha256_of(file) != expected:
-            raise ConfigError(f"{file} is missing or is not the file that {path} pins.")
+    for file, pinned in files.items():
+        with suppress(OSError):
+            if sha256_of(file) == pinned:
+                continue
+        raise ConfigError(f"{file} is missing or is not the file that {path} pins.")
     return manifest
 
 
@@ -98,13 +121,14 @@ def install_adapter(expert: Path, base: str, trained: Path, about: dict[str, Any
     Its configuration then names ``base``, not where that lay when it was trained. Raises ``ConfigError`` when
     ``trained`` is not an adapter or the manifest cannot name it; nothing is changed then.
     """
+    refuse_pickles(trained)
     try:
         config = {**json.loads((trained / ADAPTER_CONFIG).read_text("utf-8")), "base_model_name_or_path": base}
         files = {
             ADAPTER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
             ADAPTER_WEIGHTS: (trained / ADAPTER_WEIGHTS).read_bytes(),
         }
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{trained} is not an adapter as PEFT saves it: {error}") from error
     place = Path("adapters") / base.replace("/", "--")
     adapter = Adapter(expert / place, hashlib.sha256(files[ADAPTER_WEIGHTS]).hexdigest())
@@ -154,7 +178,7 @@ def _with_line(path: Path, text: str, table: str, key: str, entry: Mapping[str, 
     try:
         meant = tomllib.loads(text)
         there = {name: value for name, value in meant.get(table, {}).items() if name != key}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
     if entry is None and table not in meant:
         return text
@@ -202,7 +226,7 @@ def load_expert(path: Path, home: Path) -> Expert:
         with path.open("rb") as file:
             manifest = tomllib.load(file)
         return _expert_from(manifest, path, home)
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not an expert manifest: {error}") from error
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from expert_router.artifacts import load_expert, write_atomically
+from expert_router.artifacts import load_expert, within, write_atomically
 from expert_router.errors import ConfigError, InvalidRequestError, NotReadyError
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class Catalogue:
         folder = self._versions / str(number)
         try:
             about = json.loads((folder / ABOUT).read_text("utf-8"))
-            added = {name: folder / "experts" / name for name in about["added"]}
+            added = {name: within(folder / "experts", name) for name in about["added"]}
             return Version(number, about["parent"], about["change"], about["made"], added, frozenset(about["hidden"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{folder} is not a version of the catalogue ({error!r}). {self._advice()}") from error
 
     def versions(self) -> list[Version]:

@@ -217,7 +217,7 @@ def read_decisions(path: Path) -> list[LoggedDecision]:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             rows = connection.execute(_SELECT).fetchall() if _is_log(connection, path) else []
         logged = [_from_row(row) for row in rows]
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+    except (sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a decision log: {error}") from error
     if not logged:
         raise DataError(f"The decision log {path} has no decisions yet.")

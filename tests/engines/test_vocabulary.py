@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expert_router.engines.vocabulary import decoder_of
+from expert_router.engines.vocabulary import vocabulary_of
 
 
 class Tokenizer:
@@ -29,16 +29,17 @@ VOCABULARY = [b"<|end|>", b"caf", "é".encode()[:1], "é".encode()[1:], b" au"]
 
 def test_bytes_make_characters_and_special_tokens_no_text() -> None:
     tokenizer = Tokenizer(VOCABULARY, {0: ""})
-    decode = decoder_of(tokenizer)
+    decode = vocabulary_of(tokenizer).decode
     assert decode([1, 2, 3, 4, 0]) == "café au"
     assert decode([1, 2]) == "caf"
     assert decode([3, 4, 99]) == " au"  # 99: a row of padding that the model has and its vocabulary has not
     assert decode([]) == ""
     assert tokenizer.decoded == 1
+    assert vocabulary_of(tokenizer).control == {"<|end|>"}
 
 
 def test_where_a_token_is_not_its_bytes_the_tokenizer_itself_decodes() -> None:
     tokenizer = Tokenizer(["▁au".encode(), b"caf"], {0: " au"})
-    decode = decoder_of(tokenizer)
+    decode = vocabulary_of(tokenizer).decode
     assert decode([1, 0]) == "caf au"
     assert tokenizer.decoded == 2

@@ -8,6 +8,7 @@ import pytest
 
 from expert_router.artifacts import load_experts
 from expert_router.routing.embedding import EmbeddingRouter
+from expert_router.routing.encoder import MAX_CHARACTERS
 from expert_router.serving.build import build_router
 from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
@@ -134,3 +135,10 @@ def test_who_stops_listening_does_not_wait_for_the_rest(parts: Parts) -> None:
     assert next(vectors).shape == (384,)
     vectors.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]
+
+
+def test_a_megabyte_is_encoded_by_its_beginning_and_only_that_is_remembered(parts: Parts) -> None:
+    long = f"{SLEEP} " * 30_000
+    assert np.array_equal(parts.encoder.encode(long), parts.encoder.encode(long[:MAX_CHARACTERS]))
+    assert np.array_equal(parts.encoder.encode(long), parts.encoder.encode(f"{SLEEP} " * 50))  # 128 tokens are less
+    assert max(map(len, parts.encoder._recent)) <= MAX_CHARACTERS

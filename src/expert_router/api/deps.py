@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
+from pydantic import WithJsonSchema
 
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring, hash_of, secret_in
@@ -133,14 +134,18 @@ class Caller:
         return events if self.limits is None else self.limits.metered(events, request)
 
 
+HeaderLines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
+"""A header that may be there several times, which HTTP knows as one joined by commas (RFC 9110, 5.3)."""
+
+
 async def caller(
     request: Request,
     cache_control: Annotated[
-        list[str] | None,
+        HeaderLines,
         Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),
     ] = None,
     prefer: Annotated[
-        list[str] | None,
+        HeaderLines,
         Header(description="`wait=10`: wait 10 s at most to be let in, and not at all where that would be in vain"),
     ] = None,
 ) -> Caller:

@@ -98,7 +98,7 @@ def _answer_line(line: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) 
     try:
         item = json.loads(line)
         json.dumps(item, ensure_ascii=False).encode()  # half of a surrogate pair is JSON and yet no text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {"line": line, "error": f"not JSON: {error}"}
     query = item.get("query") if isinstance(item, dict) else None
     if not isinstance(query, str) or not query.strip():

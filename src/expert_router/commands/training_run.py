@@ -106,7 +106,7 @@ def about_adapter(run: Path, settings: Settings, expert: str) -> tuple[str, dict
     try:
         report: dict[str, Any] = json.loads((run / REPORT_FILE).read_text("utf-8"))
         base, of, canary = report["base"], report["expert"], report["canary"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{run} is not the folder of a finished run: {error!r}") from error
     if canary is None:
         raise ConfigError(

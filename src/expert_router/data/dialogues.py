@@ -35,7 +35,7 @@ def read_dialogues(path: Path) -> list[list[Turn]]:
         try:
             turns = json.loads(line)["turns"]
             dialogues.append([Turn(str(t["user"]), frozenset(t["experts"]), str(t["kind"])) for t in turns])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not a dialogue: {error!r}") from error
     if not any(dialogues):
         raise DataError(f"{path} has no dialogues.")

@@ -55,7 +55,7 @@ def read_intents(name: str, folder: Path) -> IntentData:
     try:
         contents = [path.read_bytes() for path in files]
         splits = _clinc150(contents[0]) if name == "clinc150" else _banking77(*contents)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise DataError(f"{files[0]} is not {SOURCES[name]}: {error!r}") from error
     if not all(splits[:3]):
         raise DataError(f"{files[0]}: a split has no questions. {name} is {SOURCES[name]}.")

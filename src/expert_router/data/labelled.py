@@ -39,7 +39,7 @@ def read_labelled(path: Path) -> list[LabelledQuestion]:
             questions = [_from_json(json.loads(line), path.stem) for line in lines if line.strip()]
     except FileNotFoundError:
         raise DataError(f"There is no {path}. Prepared data comes from: expert-router prepare") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} is not a file of labelled questions: {error!r}") from error
     if not questions:
         raise DataError(f"{path} has no questions.")

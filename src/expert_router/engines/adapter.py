@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from expert_router.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from expert_router.errors import WeightsError
+from expert_router.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, refuse_pickles
+from expert_router.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +45,8 @@ _UNSUPPORTED = (
     "layer_replication",
     "alora_invocation_tokens",
 )
+MOST_SCALE = 1e6
+"""Of alpha / rank, which is seldom above 100."""
 _PERMUTED_ARCHITECTURE = "llama"
 
 
@@ -77,12 +79,19 @@ class LoraWeights:
 def read_lora(folder: Path) -> LoraWeights:
     """Read what PEFT saved. Raises ``WeightsError`` for anything but plain LoRA on a decoder's linear layers."""
     try:
+        refuse_pickles(folder)
         config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-        rank = int(config["r"])
-        scale = float(config["lora_alpha"]) / rank
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as error:
+        rank, alpha = config["r"], float(config["lora_alpha"])
+        scale = alpha / rank
+    except ConfigError as error:
+        raise WeightsError(error.message) from error
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, SafetensorError) as error:
         raise WeightsError(f"{folder} is not a LoRA adapter as PEFT saves it: {error!r}") from error
+    if type(rank) is not int or rank < 1 or not abs(scale) <= MOST_SCALE:
+        raise WeightsError(
+            f"The adapter in {folder} has the rank {rank!r} and the alpha {alpha}, which cannot be used."
+        )
     if used := [name for name in _UNSUPPORTED if config.get(name)]:
         raise WeightsError(f"The adapter in {folder} uses {', '.join(used)}, which cannot be merged.")
     halves: dict[str, dict[str, NDArray[np.float32]]] = {}
@@ -96,13 +105,19 @@ def read_lora(folder: Path) -> LoraWeights:
     if not halves or any(set(pair) != {"A", "B"} for pair in halves.values()):
         raise WeightsError(f"The adapter in {folder} is incomplete: a module lacks one of its two halves.")
     modules = {name: LowRank(pair["A"], pair["B"]) for name, pair in halves.items()}
+    _check_modules(modules, rank, folder)
+    return LoraWeights(scale, modules)
+
+
+def _check_modules(modules: dict[str, LowRank], rank: int, folder: Path) -> None:
     for name, module in modules.items():
         if not _has_rank(module, rank):
             raise WeightsError(
                 f"The adapter in {folder} says rank {rank}, but its {name} has halves of shape {module.a_RI.shape} and "
                 f"{module.b_OR.shape}."
             )
-    return LoraWeights(scale, modules)
+        if not (np.isfinite(module.a_RI).all() and np.isfinite(module.b_OR).all()):
+            raise WeightsError(f"The adapter in {folder} is damaged: its {name} has what is no finite number.")
 
 
 def _has_rank(module: LowRank, rank: int) -> bool:
@@ -164,5 +179,7 @@ def in_gguf_order(name: str, rows_OI: NDArray[np.float32], heads: Heads) -> NDAr
 def permuted(rows_OI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of q or k from transformers' order (halves) to that of llama's GGUF files (pairs)."""
     rows, columns = rows_OI.shape
+    if rows % (2 * heads):
+        raise WeightsError(f"{rows} rows cannot be shared out among {heads} heads.")
     halves = rows_OI.reshape(heads, 2, rows // heads // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))

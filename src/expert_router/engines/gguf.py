@@ -16,7 +16,14 @@ from tqdm import tqdm
 from expert_router.engines.adapter import Heads, LoraWeights, Merge
 from expert_router.errors import WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION
-from expert_router.weights.gguf_file import ARCHITECTURE, copy_metadata, metadata_value, open_gguf, write_and_close
+from expert_router.weights.gguf_file import (
+    ARCHITECTURE,
+    copy_metadata,
+    metadata_number,
+    metadata_value,
+    open_gguf,
+    write_and_close,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +48,7 @@ def read_facts(path: Path) -> ModelFacts:
     """Raises ``WeightsError`` when the file is not a readable GGUF model."""
     reader = open_gguf(path)
     architecture = metadata_value(reader, ARCHITECTURE, path)
-    return ModelFacts(str(architecture), int(metadata_value(reader, f"{architecture}.context_length", path)))
+    return ModelFacts(str(architecture), metadata_number(reader, f"{architecture}.context_length", path))
 
 
 def requantise(
@@ -82,9 +89,9 @@ def requantise(
 def read_heads(reader: Any, path: Path) -> Heads:
     """Of an open GGUF file. Raises ``WeightsError`` when its metadata lack them."""
     architecture = str(metadata_value(reader, ARCHITECTURE, path))
-    query = int(metadata_value(reader, f"{architecture}.attention.head_count", path))
-    shared = reader.get_field(f"{architecture}.attention.head_count_kv")
-    return Heads(architecture, query, int(shared.contents()) if shared else query)
+    query = metadata_number(reader, f"{architecture}.attention.head_count", path)
+    shared = f"{architecture}.attention.head_count_kv"
+    return Heads(architecture, query, metadata_number(reader, shared, path) if reader.get_field(shared) else query)
 
 
 def _add_requantised(writer: Any, tensor: Any, merge: Merge, kind: gguf.GGMLQuantizationType) -> None:

@@ -197,7 +197,7 @@ class _Connection(asyncio.Protocol):
         self.status = 0
         self.headers: dict[str, str] = {}
         self.silent = True
-        self._head_bytes = 0
+        self._since_body = 0
         self._head_done = self._whole = self._stays = False
         self._body = bytearray()
 
@@ -257,7 +257,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.silent = False
-        self._head_bytes += 0 if self._head_done else len(data)
+        self._since_body += len(data)
         if self._whole:
             self._break("it said more than it was asked for")
             return
@@ -265,8 +265,8 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(str(error))
-        if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
-            self._break("its head is too long")
+        if self._since_body > MAX_HEAD_BYTES:
+            self._break(f"what stands {'beside its body' if self._head_done else 'in its head'} is too long")
         if len(self._body) > MAX_BUFFERED_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -296,6 +296,7 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._body += body
+        self._since_body = 0
 
     def on_message_complete(self) -> None:
         self._whole = self._head_done

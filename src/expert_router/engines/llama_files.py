@@ -26,10 +26,12 @@ from expert_router.engines.gguf import read_heads, requantise
 from expert_router.engines.prepared import refuse_altered
 from expert_router.errors import WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION
-from expert_router.weights.gguf_file import ARCHITECTURE, metadata_value, open_gguf, write_and_close
+from expert_router.weights.gguf_file import ARCHITECTURE, metadata_number, metadata_value, open_gguf, write_and_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from expert_router.types import Adapter, Quantization
 
@@ -110,10 +112,16 @@ def write_lora_file(adapter: Path, base: BaseFile, target: Path) -> int:
         shape = (module.b_OR.shape[0], module.a_RI.shape[1])
         if shape != base.shapes[name]:
             raise WeightsError(f"The adapter's {name} has shape {shape}, the base model's {base.shapes[name]}.")
-        writer.add_tensor(f"{name}.lora_a", module.a_RI.astype(np.float16))
-        writer.add_tensor(f"{name}.lora_b", in_gguf_order(name, module.b_OR, base.heads).astype(np.float16))
+        writer.add_tensor(f"{name}.lora_a", _halves(name, module.a_RI))
+        writer.add_tensor(f"{name}.lora_b", _halves(name, in_gguf_order(name, module.b_OR, base.heads)))
     write_and_close(writer)
     return len(lora.modules)
+
+
+def _halves(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
+    if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise WeightsError(f"The adapter's {name} has numbers that are too large for float16.")
+    return values.astype(np.float16)
 
 
 @contextmanager
@@ -136,10 +144,10 @@ def _facts(path: Path) -> dict[str, Any]:
     heads = read_heads(reader, path)
 
     def number(key: str) -> int:
-        return int(metadata_value(reader, f"{architecture}.{key}", path))
+        return metadata_number(reader, f"{architecture}.{key}", path)
 
-    own_width = reader.get_field(f"{architecture}.attention.key_length")
-    width = int(own_width.contents()) if own_width else number("embedding_length") // heads.query
+    own_width = reader.get_field(f"{architecture}.attention.key_length") is not None
+    width = number("attention.key_length") if own_width else number("embedding_length") // heads.query
     return {
         "heads": asdict(heads),
         "context_tokens": number("context_length"),
@@ -165,5 +173,5 @@ def _read(path: Path, sha256: str) -> BaseFile | None:
         heads = Heads(**facts.pop("heads"))
         shapes = {name: (shape[0], shape[1]) for name, shape in facts.pop("shapes").items()}
         return BaseFile(path, sha256, heads=heads, shapes=shapes, **facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None

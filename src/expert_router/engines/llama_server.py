@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from expert_router.engines.control_tokens import ControlTokens
 from expert_router.engines.slots import TokenCounters
 from expert_router.engines.turns import Ticket, Turns
 from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
+from expert_router.weights.gguf_head import control_tokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -111,6 +113,7 @@ class LlamaServer:
         cached = cached_tokens(base, options)
         self.context_tokens = min(base.context_tokens, cached)
         self.size_bytes = base.size_bytes + cached * base.kv_bytes + sum(f.stat().st_size for f in loras.values())
+        self._control = ControlTokens(control_tokens(base.path))
         self.proofs: dict[str, Future[None]] = {}
         """By adapter, from the first time it is asked: its proof, which may still run."""
         key = secrets.token_urlsafe()
@@ -129,9 +132,14 @@ class LlamaServer:
             raise NotReadyError(f"{name} has loaded other adapters than it was given: {loaded}.")
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The conversation in the model's chat template."""
-        prompt = self._call("POST", "/apply-template", {"messages": list(messages)})["prompt"]
-        return self._tokens({"content": prompt, "add_special": True})
+        """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
+        prompt = self._call("POST", "/apply-template", {"messages": self._control.marked(messages)})["prompt"]
+        begins = iter([True])  # what stands before a prompt stands before its first part
+
+        def encode(part: str) -> list[int]:
+            return self._tokens({"content": part, "add_special": next(begins, False)})
+
+        return self._control.encoded(prompt, encode, self.context_tokens)
 
     def token_ids(self, text: str) -> list[int]:
         return self._tokens({"content": text})

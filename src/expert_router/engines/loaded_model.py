@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expert_router.engines.batching import start_pipeline
-from expert_router.engines.vocabulary import decoder_of
+from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.vocabulary import vocabulary_of
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
@@ -103,13 +104,15 @@ class LoadedModel:
         # Here, where one thread loads: on first use the library initialises what hands over tokens, and gives Python's
         # lock away while it does. Two threads that came there at once would wait for each other for ever.
         self.token_ids("first of all")
-        self._decode = decoder_of(self._tokenizer)
+        vocabulary = vocabulary_of(self._tokenizer)
+        self._decode, self._control = vocabulary.decode, ControlTokens(vocabulary.control)
         limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The conversation in the model's chat template."""
-        return self.token_ids(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+        """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
+        prompt = self._tokenizer.apply_chat_template(self._control.marked(messages), add_generation_prompt=True)
+        return self._control.encoded(prompt, self.token_ids, self.context_tokens)
 
     def token_ids(self, text: str) -> list[int]:
         with self._tokenizer_lock:

@@ -195,5 +195,5 @@ def _read(folder: Path) -> PreparedModel | None:
             return None
         facts, counts = ModelFacts(**about["facts"]), (about.get("modules", 0), about.get("vocabulary", 0))
         return PreparedModel(folder, facts, sum(files.values()), *counts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

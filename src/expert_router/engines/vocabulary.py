@@ -6,23 +6,39 @@ cores they take the processor from the step that runs meanwhile. A third of the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
-    """As ``openvino_genai.Tokenizer.decode`` does it: special tokens are left out, and bytes that are no character.
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """``decode`` is ``openvino_genai.Tokenizer``'s: control tokens are left out, and bytes that are no character.
 
-    Each token is compared with what it makes of it; where one is not its bytes, the tokenizer decodes as before.
+    ``control`` are the tokens that have no text, as they are written.
     """
+
+    decode: Callable[[list[int]], str]
+    control: frozenset[str]
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """Each token is compared with what the tokenizer makes of it; where one is not its bytes, that decodes on."""
     pieces: dict[int, bytes] = {token: piece for piece, token in tokenizer.get_vocab().items()}
     texts: list[str] = tokenizer.decode([[token] for token in pieces])
+    control = set()
+    plain = True
     for (token, piece), text in zip(list(pieces.items()), texts, strict=True):
         whole = piece.decode(errors="ignore")
         if whole and not text:
-            pieces[token] = b""  # a special one
+            pieces[token] = b""
+            control.add(whole)
         elif text != whole:
-            return lambda ids: str(tokenizer.decode(ids))
-    return lambda ids: b"".join([pieces.get(token, b"") for token in ids]).decode(errors="ignore")
+            plain = False
+
+    def by_table(ids: list[int]) -> str:
+        return b"".join([pieces.get(token, b"") for token in ids]).decode(errors="ignore")
+
+    return Vocabulary(by_table if plain else lambda ids: str(tokenizer.decode(ids)), frozenset(control))

@@ -82,7 +82,7 @@ def _from_json(line: str, path: Path, number: int, experts: Sequence[str]) -> Qu
         row: dict[str, Any] = json.loads(line)
         text, aliases, kind = row["question"], row["aliases"], row.get("answer_type", "")
         owner = row.get("expert") or row.get("label")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not an object with question and aliases: {error!r}") from error
     texts = [text, *aliases] if isinstance(aliases, list) else [None]
     if not aliases or not all(isinstance(each, str) and each.strip() for each in texts):

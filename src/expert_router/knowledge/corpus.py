@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".md", ".markdown", ".txt", ".pdf")
 TARGET_WORDS = 120
+MOST_BYTES = 64 * 1024**2
+"""Of one file."""
 MAX_WORDS = 200
 """A paragraph up to this length stays whole."""
 
@@ -40,6 +42,8 @@ def read_corpus(folder: Path) -> list[Passage]:
     if not folder.is_dir():
         raise DataError(f"There is no folder of knowledge at {folder}.")
     files = corpus_files(folder)
+    for path in files:
+        _check_file(path, folder)
     passages = [passage for path in files for passage in _read_file(path, path.relative_to(folder).as_posix())]
     if not passages:
         raise DataError(f"{folder} holds no text: put files there that end in {', '.join(SUFFIXES)}.")
@@ -49,6 +53,13 @@ def read_corpus(folder: Path) -> list[Passage]:
 def corpus_files(folder: Path) -> list[Path]:
     """The files below ``folder`` that are read, in the order of their names."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{path} leads out of {folder}: put a copy there instead of the link.")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path} is larger than {MOST_BYTES} bytes: split it.")
 
 
 def text_of(path: Path) -> str:

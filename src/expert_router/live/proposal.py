@@ -8,9 +8,10 @@ import json
 import re
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_router.artifacts import load_expert, write_atomically
+from expert_router.artifacts import load_expert, within, write_atomically
 from expert_router.catalogue import EXAMPLES_FILE, KNOWLEDGE_FOLDER, taught
 from expert_router.errors import DataError, InvalidRequestError
 from expert_router.knowledge.corpus import corpus_files, read_corpus, text_of
@@ -18,7 +19,6 @@ from expert_router.types import AUTO, GENERAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 LONGEST_NAME = 64
 RESERVED = {AUTO, GENERAL, "none"}
@@ -109,6 +109,11 @@ def check(proposal: Proposal, known: Iterable[str]) -> Proposal:
         )
     if sum(map(len, proposal.knowledge.values())) > MOST_KNOWLEDGE_BYTES:
         raise InvalidRequestError(f"The knowledge is larger than {MOST_KNOWLEDGE_BYTES} bytes.", param="knowledge")
+    for file in proposal.knowledge:
+        try:
+            within(Path(KNOWLEDGE_FOLDER), file)
+        except ValueError as error:
+            raise InvalidRequestError(str(error), param="knowledge") from error
     return Proposal(proposal.name, title, description, instructions, examples, proposal.knowledge)
 
 

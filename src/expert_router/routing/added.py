@@ -7,6 +7,7 @@ what it claims is no longer for nobody, and everything else is as before.
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -77,7 +78,7 @@ class AddedHead:
                     arrays["calibration_F"],
                     manifest["encoder_sha256"],
                 )
-        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise ConfigError(f"{folder} is not what an added expert was taught: {error}") from error
 
 

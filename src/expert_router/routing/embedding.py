@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -120,7 +122,7 @@ class RouterArtifact:
                 manifest,
                 follow_up,
             )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise ConfigError(
                 f"{folder} is not a router artifact ({error}). Run: expert-router train router"
             ) from error

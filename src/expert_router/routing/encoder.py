@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ENCODER_FILE = "encoder.onnx"
 MAX_TOKENS = 128
 """Longer questions are cut: what they are about is said by then."""
+MAX_CHARACTERS = 100 * MAX_TOKENS
+"""No more of a text is looked at: a megabyte takes the tokenizer seconds, and would be remembered whole."""
 REMEMBERED = 256
 
 
@@ -78,6 +80,7 @@ class SentenceEncoder:
 
     def encode(self, text: str) -> NDArray[np.float32]:
         """Shape (D,), of length one. The latest texts are remembered: routing and retrieval ask for the same."""
+        text = text[:MAX_CHARACTERS]
         with self._recent_lock:
             known = self._recent.get(text)
         if known is not None:
@@ -90,7 +93,7 @@ class SentenceEncoder:
         return vector
 
     def _encode(self, text: str) -> NDArray[np.float32]:
-        ids_1T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+        ids_1T = np.array([self._tokenizer.encode(text[:MAX_CHARACTERS]).ids], dtype=np.int64)
         feeds: dict[str, Any] = {"attention_mask": np.ones_like(ids_1T)}
         if self._words is not None:
             feeds["inputs_embeds"] = self._words.vectors(ids_1T)

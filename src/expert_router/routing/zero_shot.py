@@ -60,7 +60,7 @@ def _load(model: str, token: str | None, threads: int) -> tuple[Any, Any, Any]:
     torch.set_num_threads(threads)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, token=token)
-        network = AutoModelForSequenceClassification.from_pretrained(model, token=token)
+        network = AutoModelForSequenceClassification.from_pretrained(model, token=token, use_safetensors=True)
     except Exception as error:  # a damaged weights file is an error of safetensors' own
         reason = " ".join(str(error).split())  # the hub's client writes paragraphs
         raise ConfigError(

@@ -60,7 +60,11 @@ def load_base(
         options = {"token": token} if token else {}
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_dtype(), quantization_config=_nf4() if quantization == "nf4" else None, **options
+            source,
+            dtype=_dtype(),
+            quantization_config=_nf4() if quantization == "nf4" else None,
+            use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, struct.error) as error:  # the last: a file that breaks off
         raise TrainingError(

@@ -200,7 +200,7 @@ def _stamp(file: LockedFile, path: Path) -> dict[str, object]:
 
 
 def _read_stamp(path: Path) -> object:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         return json.loads(_stamp_path(path).read_text("utf-8"))
     return None
 

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import gguf
 
 from expert_router.errors import WeightsError
+from expert_router.weights.gguf_head import check_head
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
 ARCHITECTURE = "general.architecture"
+MOST = 2**31 - 1
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 
 
 def open_gguf(path: Path) -> Any:
     """Raises ``WeightsError`` when it is no whole GGUF file."""
     try:
+        check_head(path)
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise WeightsError(f"{path} is not a readable GGUF file ({error}). Delete it and fetch it again.") from error
@@ -34,6 +37,16 @@ def metadata_value(reader: Any, key: str, path: Path) -> Any:
     if field is None:
         raise WeightsError(f"{path} is not a usable model: its metadata lacks {key!r}.")
     return field.contents()
+
+
+def metadata_number(reader: Any, key: str, path: Path) -> int:
+    """A count, at least 1. Raises ``WeightsError`` when the file does not say, or says something else."""
+    value = metadata_value(reader, key, path)
+    if not isinstance(value, int) or not 1 <= value <= MOST:
+        raise WeightsError(
+            f"{path} is not a usable model: {key!r} must be a number from 1 to {MOST}, not {value!r:.60}."
+        )
+    return value
 
 
 def copy_metadata(
@@ -92,4 +105,4 @@ def leave_out_layers(source: Path, target: Path, layers: Collection[int]) -> Non
 
 def _count(reader: Any, path: Path) -> int:
     architecture = metadata_value(reader, ARCHITECTURE, path)
-    return int(metadata_value(reader, f"{architecture}.block_count", path))
+    return metadata_number(reader, f"{architecture}.block_count", path)

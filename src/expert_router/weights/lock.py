@@ -56,6 +56,10 @@ def _locked(name: object, info: ValidationInfo[_Reading]) -> LockedModel:
 
 # What starts with a dash would reach pip as an option, what holds a slash would leave the cache's folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+# What holds numbers and text alone: of other formats many run what is in them when they are read.
+ModelFileName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.(gguf|safetensors|onnx|json|txt)$")
+]
 Package = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9][A-Za-z0-9.+!]*$")]
 Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+$")]
@@ -147,7 +151,7 @@ class LockedFile:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    name: FileName
+    name: ModelFileName
     size: Size
     sha256: Sha256
     licence: Words
@@ -215,7 +219,7 @@ def load_lock(path: Path) -> dict[str, LockedModel]:
             tables = tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(f"There is no {path}: run this inside the checkout, or set paths.models_lock.") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return {name: _model(name, _Reading(path, tables)) for name in tables}
 

@@ -15,6 +15,7 @@ from expert_router.commands.bench import (
     dialogues,
     engine,
     gateway,
+    injection,
     leaving,
     load,
     parts,
@@ -40,6 +41,7 @@ MEASUREMENTS = {
     "soak": soak,
     "cache": cache,
     "same-answer": same_answer,
+    "injection": injection,
     "gateway": gateway,
     "baseline": baseline,
 }

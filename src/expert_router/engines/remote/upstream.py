@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from expert_router.engines.events import EventParser
-from expert_router.engines.http_client import NO_HEADERS, HTTPClient
+from expert_router.engines.http_client import NO_HEADERS, BrokenAnswerError, HTTPClient
 from expert_router.engines.remote.completions import Complaint, CompletionEvent, ModelList, PartialAnswer
 from expert_router.engines.remote.failures import AttemptError, Failures, too_long
 from expert_router.errors import ConfigError, EngineError, NotReadyError
@@ -145,7 +145,11 @@ class Upstream:
         parser = EventParser()
         async with aclosing(response.pieces()) as pieces:
             async for piece in pieces:
-                for event in parser.feed(piece):
+                try:
+                    complete = parser.feed(piece)
+                except ValueError as error:
+                    raise BrokenAnswerError(str(error)) from error
+                for event in complete:
                     yield event
 
     def _parsed(self, event: Event, model: str, answer: PartialAnswer) -> CompletionEvent:
