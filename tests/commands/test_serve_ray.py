@@ -25,6 +25,11 @@ def test_without_ray_it_says_what_to_install(cli: CommandLine) -> None:
     assert "pip install 'expert-router[ray]'" in one_line(cli.run("serve", "--ray", "--port", "0"))
 
 
+def test_placement_is_measured_on_an_engine_that_loads_experts(cli: CommandLine) -> None:
+    assert "choose --config tiny" in one_line(cli.run("bench", "placement"))
+    assert "numbers from 1 on" in one_line(cli.run("bench", "placement", "--replicas", "0"))
+
+
 @pytest.mark.ray
 @pytest.mark.skipif(not RAY_IS_THERE, reason="Ray is not installed: make test-ray")
 def test_it_starts_answers_and_ends_what_it_started(cli: CommandLine) -> None:

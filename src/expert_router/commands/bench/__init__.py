@@ -18,6 +18,7 @@ from expert_router.commands.bench import (
     leaving,
     load,
     parts,
+    placement,
     routers,
     same_answer,
     stability,
@@ -40,6 +41,7 @@ MEASUREMENTS = {
     "same-answer": same_answer,
     "gateway": gateway,
     "baseline": baseline,
+    "placement": placement,
 }
 
 
