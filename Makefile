@@ -9,7 +9,7 @@ override Q := $(value Q)
 export Q
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo ask chat test test-slow test-zero-shot test-train check data train train-router bench profile audit sbom licences lock clean
+.PHONY: help run demo ask chat test test-slow test-zero-shot test-train test-ray check data train train-router bench profile audit sbom licences lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-zero-shot: $(VENV)/.zero-shot  ## the zero-shot baseline's tests: installs 
 
 test-train: $(VENV)/.train  ## the tests of training an expert: installs torch, transformers, TRL and PEFT
 	$(BIN)/pytest -q -m train
+
+test-ray: $(VENV)/.ray  ## the tests of several nodes: installs Ray (350 MB)
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/pytest -q -m ray
 
 check: $(VENV)/.dev  ## format, lint, types, dependency direction
 	$(BIN)/ruff format --check .
@@ -116,6 +119,10 @@ $(VENV)/.zero-shot: requirements-zero-shot.txt $(VENV)/.dev
 
 $(VENV)/.train: requirements-train.txt $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-train.txt
+	@touch $@
+
+$(VENV)/.ray: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements-dev.txt -e '.[ray]'
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.serve

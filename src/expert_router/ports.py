@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -81,6 +81,15 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """An engine that loads what an expert needs when it is first asked, and may unload it again."""
+
+    def holds(self, expert: Expert) -> bool:
+        """Whether it would answer for the expert without loading anything."""
+        ...
 
 
 class AnswerStore(Protocol):

@@ -206,6 +206,34 @@ class TelemetrySettings(Section):
     """Write the text of questions, redacted, into logs and traces."""
 
 
+class RaySettings(Section):
+    """Of `serve --ray` alone (install the extra ray)."""
+
+    gateways: int = Field(default=1, ge=1)
+    """Processes that route, each with the limits of `serving` and a cache of its own."""
+    gateway_cpus: float = Field(default=1.0, ge=0)
+    """Processors that a gateway is counted with."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Engines that run at least."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Engines that run at most."""
+    replica_cpus: float = Field(default=1.0, gt=0)
+    """Processors that an engine is counted with, and its threads, unless `engine.threads` names them."""
+    target_ongoing_requests: int = Field(default=8, ge=1)
+    """An engine is meant to have so many at once: with more on average others are started, and an expert goes to one
+    more of them."""
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    surge_percent: float = Field(default=20.0, ge=0, le=100)
+    """An update starts so many engines more, at least one, before it ends old ones; 0 where there is no room."""
+    drain_s: float = Field(default=300.0, ge=0)
+    """So long a process that is to end may go on with the answers it has begun."""
+    silence_s: float = Field(default=15.0, ge=5)
+    """An engine that gives no sign of life for so long is given up."""
+    placement: Literal["affine", "random"] = "affine"
+    """To engines that hold the expert (`affine`), or by chance (`random`), to compare."""
+
+
 class PathsSettings(Section):
     experts: Path = Path("experts")
     models_lock: Path = Path("models.lock")
@@ -236,6 +264,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     decision_log: DecisionLogSettings = DecisionLogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    ray: RaySettings = RaySettings()
     paths: PathsSettings = Field(default_factory=PathsSettings)
 
     @classmethod

@@ -230,6 +230,7 @@ async def test_adapters_beyond_the_bound_are_left_out_and_come_back_when_they_ar
         for expert in (*experts, *experts):
             assert await say(engine, expert) == said[expert.name]
             assert list(adapters(engine).values())[-1] == 1
+            assert [engine.holds(each) for each in experts] == [each is expert for each in experts]
 
 
 @pytest.mark.parametrize(

@@ -505,6 +505,7 @@ async def test_models_beyond_the_bound_are_unloaded_least_recently_used_first(ra
     first = await ask(engine, "Hello")
     await ask(engine, "Hello", expert=other)
     assert list(engine.status()["models"]) == ["second"]  # type: ignore[call-overload]
+    assert [engine.holds(each) for each in (SLEEP, other)] == [False, True]
     assert text_of(await ask(engine, "Hello")) == text_of(first)
     assert list(engine.status()["models"]) == ["random"]  # type: ignore[call-overload]
     assert random_models.prepared == ["random", "second", "random"]

@@ -182,11 +182,13 @@ async def test_known_experts_share_a_pipeline_and_each_answers_with_its_own_also
     sleep, cars = (bench.install("sleep", trained, first), bench.install("cars", other, second))
     bare = Expert("birds", "Birds", "", "")
     async with bench.running(sleep, bare, cars) as engine:
+        assert not any(map(engine.holds, (sleep, cars, bare)))
         said = await asyncio.gather(*(ask(engine, each) for each in (sleep, cars, bare, sleep, cars)))
         assert [answer[:CERTAIN] for answer in said] == [first, second, bench.answer()[:CERTAIN], first, second]
         hashes = [adapter_of(each).sha256 for each in (sleep, cars)]
         assert models(engine) == [f"{BASE}+sleep@{hashes[0][:12]}+cars@{hashes[1][:12]}"]
         assert [engine.served(each).adapter for each in (sleep, cars, bare)] == [*hashes, None]
+        assert all(map(engine.holds, (sleep, cars, bare)))
 
 
 async def test_an_adapter_that_comes_later_has_a_pipeline_of_its_own(bench: Bench, trained: Path, other: Path) -> None:
@@ -196,7 +198,9 @@ async def test_an_adapter_that_comes_later_has_a_pipeline_of_its_own(bench: Benc
     late = bench.install("late", third, bench.answer(third))
     async with bench.running(sleep, cars) as engine:
         assert (await ask(engine, sleep)).startswith(first)
+        assert not engine.holds(late)
         assert await ask(engine, late) == bench.answer(third)
+        assert engine.holds(late)
         assert models(engine)[1:] == [f"{BASE}+late@{adapter_of(late).sha256[:12]}"]
 
 

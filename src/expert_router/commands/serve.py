@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--engine", metavar="NAME", help="in place of engine.name; vllm starts vLLM on a GPU here")
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine without keys")
+    parser.add_argument("--ray", action="store_true", help="on Ray: gateways and engines, and no page (docs/ray.md)")
     parser.add_argument("--lazy", action="store_true", help="load the base model with the first question, not at start")
 
 
@@ -60,6 +62,8 @@ def main(args: Namespace) -> int:
     listener = listen(args.host or settings.server.host, settings.server.port if args.port is None else args.port)
     require_closed(listener, settings, insecure=args.insecure)
     address = reachable(listener, settings)
+    if args.ray:
+        return _main_on_ray(settings, listener)
     workers = settings.server.workers if args.workers is None else args.workers
     if workers != 1:
         return _main_with_workers(args, settings, listener, workers)
@@ -130,6 +134,35 @@ def _main_with_workers(args: Namespace, settings: Settings, listener: socket.soc
     _announce(address, settings, with_page=False)
     print(f"  {workers} workers; the chat page apart: expert-router chat-page --backend {address}\n", flush=True)
     return run_workers(settings, listener, workers, warm_up=not args.lazy)
+
+
+def _main_on_ray(settings: Settings, listener: socket.socket) -> int:
+    """Until asked to end. Ray's proxies listen on every node, so that this process only finds out if they can."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported, which would report its use
+    try:
+        from expert_router.deploy.ray_serve import LOCAL, start, stop
+    except ImportError as error:
+        raise ConfigError(f"--ray needs Ray ({error}): pip install 'expert-router[ray]'") from error
+    if settings.server.tls_cert is not None:
+        raise ConfigError("Ray's proxies speak no TLS: put a proxy that does in front of them, and leave tls_cert out.")
+    from expert_router.serving.build import prepare_base_model
+
+    if settings.engine.name == "openvino":
+        prepare_base_model(settings, settings.engine.base_model, progress=True)
+    host, port = listener.getsockname()[:2]
+    address = reachable(listener, settings)
+    listener.close()
+    asked_to_end = threading.Event()
+    try:
+        start(settings, host, port, os.environ.get("RAY_ADDRESS") or LOCAL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: asked_to_end.set())
+        _announce(address, settings, with_page=False)
+        asked_to_end.wait()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who does not want to wait for streams asks again
+    finally:
+        stop()
+    return 0
 
 
 def listen(host: str, port: int) -> socket.socket:

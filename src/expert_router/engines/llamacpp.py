@@ -140,6 +140,11 @@ class LlamaCppEngine:
         change = adapter and (adapter.sha256, adapter.quantization)
         return sha256 and repr((self.name, base, sha256, change, RECIPE, self._options.repetition_penalty, _version()))
 
+    def holds(self, expert: Expert) -> bool:
+        base, adapter = self._weights_of(expert)
+        server = self._servers.loaded().get(self._shelf(base, adapter).key)
+        return server is not None and (adapter is None or adapter.sha256 in server.adapters)
+
     async def warm_up(self, expert: Expert) -> None:
         async with self._server_of(expert):
             pass

@@ -125,6 +125,12 @@ class OpenVINOEngine:
         options = (self._options.reproducible, self._options.repetition_penalty)
         return sha256 and repr((base, sha256, change, RECIPE, options, library_versions()))
 
+    def holds(self, expert: Expert) -> bool:
+        base, adapter = self._meant_for(expert)
+        digest, stack, loaded = adapter and adapter.sha256, self._stack_for(base, adapter), self._models.loaded()
+        names = [each.name for each in (stack, _alone(expert.name, base, adapter)) if each is not None]
+        return any(digest in loaded[name].slots for name in names if name in loaded)
+
     async def warm_up(self, expert: Expert) -> None:
         async with self._lease(expert):
             pass

@@ -63,13 +63,14 @@ def build_dispatcher(
     return build_system(build_parts(settings, progress=progress), logged=logged, cached=cached)
 
 
-def build_system(parts: Parts, *, logged: bool = True, cached: bool = True) -> Dispatcher:
-    """``build_dispatcher`` of parts that are there."""
+def build_system(parts: Parts, *, logged: bool = True, cached: bool = True, engine: Engine | None = None) -> Dispatcher:
+    """``build_dispatcher`` of parts that are there; ``engine`` may stand for the settings' own."""
     store = decision_store(parts.settings) if logged else None  # before anything is loaded: it may be refused
     observers = build_observers(parts.settings.telemetry) if logged else []
     answers = answer_store(parts.settings.cache) if cached else None
     repeating = build_repeating(parts) if cached else None
-    engine, router, library = build_engine(parts), build_router(parts), build_library(parts)
+    engine = build_engine(parts) if engine is None else engine
+    router, library = build_router(parts), build_library(parts)
     dispatcher = assemble(parts, router, engine, library=library, store=store, answers=answers, repeating=repeating)
     dispatcher.observers += observers
     return dispatcher

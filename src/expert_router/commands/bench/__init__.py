@@ -19,6 +19,7 @@ from expert_router.commands.bench import (
     leaving,
     load,
     parts,
+    placement,
     routers,
     same_answer,
     soak,
@@ -44,6 +45,7 @@ MEASUREMENTS = {
     "injection": injection,
     "gateway": gateway,
     "baseline": baseline,
+    "placement": placement,
 }
 
 
