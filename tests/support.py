@@ -319,6 +319,7 @@ def serve(
     admin_key: str | None = None,
     keys: Path | None = None,
     cors_origins: tuple[str, ...] = (),
+    open_metrics: bool = False,
     telemetry: TelemetrySettings | None = None,
     **dispatching: Any,
 ) -> Iterator[Server]:
@@ -336,6 +337,7 @@ def serve(
             admin_key=admin_key,
             keys=keys,
             cors_origins=cors_origins,
+            open_metrics=open_metrics,
         ),
         serving=ServingSettings(max_tokens=max_tokens),
         telemetry=telemetry or TelemetrySettings(),

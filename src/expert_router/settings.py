@@ -72,6 +72,8 @@ class ServerSettings(Section):
     keys: Path | None = None
     """A file of keys (`expert-router keys add NAME`); with one every request needs a key, but those for health.
     ``None``: nobody needs one, and the server listens on loopback alone."""
+    open_metrics: bool = False
+    """Give `/metrics` without a key, where nobody but a scraper can reach it."""
     insecure: bool = False
     """Listen beyond loopback without keys, for whoever reaches it (``--insecure``)."""
     cors_origins: tuple[Origin, ...] = ()

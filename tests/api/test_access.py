@@ -113,6 +113,15 @@ def test_health_needs_none(server: Server, method: str, path: str) -> None:
     assert server.http.request(method, path).status_code == 200
 
 
+@pytest.mark.parametrize("open_metrics", [False, True])
+def test_metrics_need_one_unless_they_are_open(keys: Keys, open_metrics: bool) -> None:
+    secret = keys.add("scraper")
+    with serve(EchoEngine(), keys=keys.path, open_metrics=open_metrics) as server:
+        assert server.http.get("/metrics").status_code == (200 if open_metrics else 401)
+        assert server.http.get("/metrics", headers=bearer(secret)).status_code == 200
+        assert server.http.get("/v1/models").status_code == 401
+
+
 @pytest.mark.parametrize(("method", "path"), [*OPERATIONS, *PAGES])
 def test_a_password_is_a_key_for_what_a_browser_shows_and_never_for_the_api(
     server: Server, keys: Keys, method: str, path: str

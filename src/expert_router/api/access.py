@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OPEN = ("/health/live", "/health/ready")
 """Load balancers and supervisors have no key."""
+METRICS = "/metrics"
 API = ("/v1/", "/query")
 """Programs ask here, with a bearer token. Elsewhere a browser asks, which knows passwords: any name, and the key."""
 FOREIGN = {b"cross-site", b"same-site"}
@@ -30,8 +31,9 @@ FOREIGN = {b"cross-site", b"same-site"}
 class Access:
     """Refuses who has no key with 401 and who has used up its limits with 429; the key is ``scope["state"]["key"]``."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, *, open_metrics: bool = False) -> None:
         self._app = app
+        self._open = (*OPEN, METRICS) if open_metrics else OPEN
         self._keyring = keyring
         self._limits = RateLimits()
 
@@ -41,7 +43,7 @@ class Access:
             return
         state = scope.setdefault("state", {})
         key = state["key"] = self._key(scope)
-        if key is None and self._keyring.required and scope["path"] not in OPEN:
+        if key is None and self._keyring.required and scope["path"] not in self._open:
             await self._refuse(scope, receive, send)
         elif key is not None and of_api(scope):
             await self._limited(key, scope, receive, send)

@@ -126,7 +126,7 @@ def guard(app: FastAPI, settings: Settings, keyring: Keyring, counted: Metrics |
     """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them."""
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
-    app.add_middleware(Access, keyring=keyring)
+    app.add_middleware(Access, keyring=keyring, open_metrics=settings.server.open_metrics)
     if settings.server.cors_origins:
         allow_origins(app, settings.server.cors_origins)
     traced = settings.telemetry.otlp_endpoint is not None
