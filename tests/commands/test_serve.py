@@ -175,7 +175,6 @@ def test_a_worker_that_dies_is_replaced_and_all_end_together(cli: CommandLine) -
         eventually(lambda: len(_workers(server) - {first}) == 2, within_s=20)
         assert second in _workers(server)
         workers = _workers(server)
-        eventually(lambda: all(_knows_its_work(worker) for worker in workers), within_s=20)
         status, error = server.end()
         assert (status, "Traceback" in error) == (0, False)
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -250,11 +249,6 @@ def _workers(server: Serving) -> set[int]:
     pid = server.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
-
-
-def _knows_its_work(worker: int) -> bool:
-    """It was told, and imports what it needs; ended before, it would complain that nobody tells it."""
-    return "pydantic_core" in Path(f"/proc/{worker}/maps").read_text("utf-8")
 
 
 def _told(server: Serving, name: str) -> dict[str, float]:

@@ -43,11 +43,12 @@ def run_workers(settings: Settings, listener: socket.socket, workers: int, *, wa
     folder = TemporaryDirectory(prefix="expert-router-", ignore_cleanup_errors=True)
     places = [Workers(Path(folder.name), number, workers) for number in range(workers)]
     settings = _of_one_worker(settings, workers)
+    # Told through a pipe: an exception, wherever it came, would leave a worker that is being started without its work.
+    asked_to_end, ask = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(ask, b"."))
     running = [_start((settings, listener, place, warm_up)) for place in places]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        while True:
-            wait([worker.sentinel for worker in running])
+        while asked_to_end not in wait([asked_to_end, *(worker.sentinel for worker in running)]):
             for number, worker in enumerate(running):
                 if worker.exitcode is None:
                     continue
@@ -56,6 +57,7 @@ def run_workers(settings: Settings, listener: socket.socket, workers: int, *, wa
                     return EXIT_USER_ERROR
                 time.sleep(PAUSE_S)
                 running[number] = _start((settings, listener, places[number], warm_up))
+        return 0
     finally:
         listener.close()  # each worker closes its own: who comes now is refused instead of waiting for nobody
         for worker in running:
