@@ -181,12 +181,13 @@ async def _ask(
 
     from expert_router.evaluation.answers import Asking, ask_expert, passes
     from expert_router.evaluation.metrics import TextMetrics
+    from expert_router.serving.build import max_running
     from expert_router.types import GenerationParams
 
     total = sum(passes(variants, names, group, nobodys) for _, group, names, nobodys in asks)
     params = GenerationParams(settings.serving.max_tokens, temperature=0.0)
     with tqdm(total=total, desc="ask", unit="answer", disable=None) as bar:
-        at_once = min(AT_ONCE, settings.serving.max_running)
+        at_once = min(AT_ONCE, max_running(settings))
         asking = Asking(variants, TextMetrics(encoder), params, at_once, bar.update)
         return [await ask_expert(asking, expert, group, names, nobodys) for expert, group, names, nobodys in asks]
 

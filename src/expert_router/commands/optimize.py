@@ -201,7 +201,7 @@ async def _measure_variant(bench: _Bench, expert: Expert, base: str, questions: 
     from expert_router.evaluation.answers import Asking, ask_all
     from expert_router.evaluation.metrics import TextMetrics
     from expert_router.evaluation.variants import Variants
-    from expert_router.serving.build import assemble, build_engine, prepare_base_model
+    from expert_router.serving.build import assemble, build_engine, max_running, prepare_base_model
     from expert_router.serving.parts import Parts
     from expert_router.types import ChatRequest, GenerationParams, Message
 
@@ -211,7 +211,7 @@ async def _measure_variant(bench: _Bench, expert: Expert, base: str, questions: 
     engine = build_engine(Parts(settings, experts, progress=True))
     dispatcher = assemble(parts, bench.router, engine, library=bench.library, experts=experts)
     params = GenerationParams(settings.serving.max_tokens, temperature=0.0)
-    at_once = min(AT_ONCE, settings.serving.max_running)
+    at_once = min(AT_ONCE, max_running(settings))
     asking = Asking(Variants(dispatcher, {}, {}), TextMetrics(None), params, at_once, bench.done)
     try:
         started = time.perf_counter()

@@ -22,7 +22,7 @@ from expert_router.deploy.ray_router import HELD, STATS_PERIOD_S
 from expert_router.errors import ConfigError, NotReadyError
 from expert_router.live.experts import LiveExperts
 from expert_router.observability import configure_logging
-from expert_router.serving.build import build_engine, build_system
+from expert_router.serving.build import build_engine, build_system, max_running
 from expert_router.serving.parts import Parts, build_parts
 from expert_router.serving.prompts import BARE_BASE_MODEL
 from expert_router.settings import load_settings
@@ -104,7 +104,7 @@ def application(settings: Settings, make_engine: Callable[[Parts], Engine] = bui
     """Both deployments; ``make_engine`` makes a replica's engine, the settings' own unless told."""
     if settings.ray.max_replicas < settings.ray.min_replicas:
         raise ConfigError("ray.max_replicas is less than ray.min_replicas.")
-    settings = _with_threads(settings)
+    settings = _derived(settings)
     experts = dict(build_parts(settings).experts)
     engines = engine_deployment(settings).bind(settings, experts, make_engine)
     return gateway_deployment(settings).bind(settings, experts, make_engine, engines)
@@ -148,7 +148,7 @@ def gateway_deployment(settings: Settings) -> serve.Deployment:
         serve.ingress()(Gateway),
         name=GATEWAY,
         num_replicas=wanted.gateways,
-        max_ongoing_requests=door.max_running + door.max_queue + BESIDE_ANSWERS,
+        max_ongoing_requests=max_running(settings) + door.max_queue + BESIDE_ANSWERS,
         logging_config=QUIET,
         ray_actor_options={"num_cpus": wanted.gateway_cpus},
         max_surge_percent=wanted.surge_percent,
@@ -208,7 +208,9 @@ def _check_room(settings: Settings, cpus: float) -> None:
         )
 
 
-def _with_threads(settings: Settings) -> Settings:
-    """A replica has the processors that it is counted with, not all of its node."""
+def _derived(settings: Settings) -> Settings:
+    """What is derived from the machine elsewhere: a replica has its own processors, a gateway the replicas' room."""
     threads = settings.engine.threads or max(1, int(settings.ray.replica_cpus))
-    return settings.model_copy(update={"engine": settings.engine.model_copy(update={"threads": threads})})
+    settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"threads": threads})})
+    running = settings.serving.max_running or settings.ray.max_replicas * max_running(settings)
+    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"max_running": running})})

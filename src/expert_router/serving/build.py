@@ -47,6 +47,8 @@ ROUTERS: Registry[Router] = Registry("router")
 ENGINES: Registry[Engine] = Registry("engine")
 
 EMBEDDED = ("openvino", "llamacpp")
+ANSWERS_A_THREAD = 8
+ANSWERS_ELSEWHERE = 64
 """The engines that load weights into this process."""
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
@@ -95,7 +97,7 @@ def assemble(
     """
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
-    admission = Admission(serving.max_running, serving.max_queue, serving.queue_timeout_s, serving.client_share)
+    admission = Admission(max_running(parts.settings), serving.max_queue, serving.queue_timeout_s, serving.client_share)
     engine = AdmittedEngine(engine, admission)
     if answers is not None:
         kept = parts.settings.cache
@@ -104,6 +106,15 @@ def assemble(
         )
     log = DecisionWriter(store) if store is not None else None
     return Dispatcher(deployed, engine, admission, log=log, repeating=repeating)
+
+
+def max_running(settings: Settings) -> int:
+    """How many answers are computed at once."""
+    if settings.serving.max_running is not None:
+        return settings.serving.max_running
+    if settings.engine.name not in EMBEDDED:
+        return ANSWERS_ELSEWHERE
+    return ANSWERS_A_THREAD * inference_threads(settings.engine.threads)
 
 
 def build_deployment(
