@@ -538,7 +538,7 @@ def test_a_small_hub_file_is_judged_by_its_content(fetcher: Fetcher, server: Ser
 
 def two_files(*sources: HubSource | PathSource) -> LockedModel:
     (first,) = model_of(*sources).files
-    second = LockedFile("second.bin", first.size, first.sha256, first.licence, first.upstream, first.sources)
+    second = LockedFile("second.gguf", first.size, first.sha256, first.licence, first.upstream, first.sources)
     return LockedModel("small", (first, second))
 
 
@@ -547,7 +547,7 @@ def test_an_unreachable_hub_is_skipped_for_the_rest_of_the_run(fetcher: Fetcher,
     code, said = fetcher.run(two_files(HUB, *here.files[0].sources))
     assert code == 0, said
     assert said.count("the hub could not be reached") == 1
-    assert {"model.gguf", "second.bin"} < names_in(cache)
+    assert {"model.gguf", "second.gguf"} < names_in(cache)
 
 
 @pytest.mark.slow

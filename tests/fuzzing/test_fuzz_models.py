@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gguf import LoraFiles, write_llama, write_lora
 
+from expert_router.artifacts import sha256_of
 from expert_router.engines.adapter import read_lora
 from expert_router.engines.gguf import read_facts, requantise
 from expert_router.engines.llama_files import base_file, write_lora_file
@@ -182,7 +183,7 @@ def test_a_damaged_adapter_is_read_or_refused(lora: LoraFiles, base: Path, data:
     whole = {path: path.read_bytes() for path in lora.folder.iterdir()}
     content = whole[lora.folder / which]
     damage = damaged(content[:900])  # of the weights: the header, behind which there are only numbers
-    built = base_file("base", base, "0" * 64, lora.folder.parent / "cache", progress=False)
+    built = base_file("base", base, sha256_of(base), lora.folder.parent / "cache", progress=False)
     (lora.folder / which).write_bytes(data.draw(damage) + content[900:])
     try:
         with little_memory():
@@ -220,7 +221,7 @@ def test_numbers_too_large_for_the_file_that_is_made_of_them_are_refused(lora: L
     values = lora.tensors()[Q].copy()
     values[0, 0] = 1e6  # of float32, beyond what float16 holds
     lora.rewrite({Q: values})
-    built = base_file("base", base, "0" * 64, lora.folder.parent / "cache", progress=False)
+    built = base_file("base", base, sha256_of(base), lora.folder.parent / "cache", progress=False)
     with pytest.raises(WeightsError, match=r"blk\.0\.attn_q\.weight"):
         write_lora_file(lora.folder, built, lora.folder.parent / "lora.gguf")
 
