@@ -54,7 +54,7 @@ data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
 
 # How the shipped adapters and rules were made, on the tiny profile's base otherwise than on the default one.
 tiny := $(filter tiny,$(PROFILE))
-RECIPE := --passes 2 $(if $(tiny),--rank 4 --learning-rate 2e-3)
+RECIPE := --passes 2 $(if $(tiny),--rank 4 --learning-rate 6e-4)
 FALSE_REFUSALS_sleep := $(if $(tiny),0.05,0.03)
 FALSE_REFUSALS_cars := $(if $(tiny),0.05,0.015)
 

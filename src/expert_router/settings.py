@@ -156,7 +156,7 @@ class KnowledgeSettings(Section):
 
 class ServingSettings(Section):
     max_running: int | None = Field(default=None, ge=1)
-    """Answers that are computed at once. ``None``: 8 for each thread of an engine in here, from where on more of them
+    """Answers that are computed at once. ``None``: 16 for each thread of an engine in here, from where on more of them
     wait longer and gain little, and 64 elsewhere."""
     max_queue: int = Field(default=256, ge=0)
     client_share: float = Field(default=0.5, gt=0, le=1)

@@ -47,7 +47,7 @@ ROUTERS: Registry[Router] = Registry("router")
 ENGINES: Registry[Engine] = Registry("engine")
 
 EMBEDDED = ("openvino", "llamacpp")
-ANSWERS_A_THREAD = 8
+ANSWERS_A_THREAD = 16
 ANSWERS_ELSEWHERE = 64
 """The engines that load weights into this process."""
 ROUTER_EXAMPLES = "processed/routing_train.csv"
