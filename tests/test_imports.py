@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HEAVY = {
     "torch", "transformers", "gradio", "sklearn", "pandas", "ray", "openvino_genai", "openvino", "onnxruntime",
@@ -75,3 +81,12 @@ with expert_router.open("echo") as system:
 def test_asking_a_command_for_help_imports_nothing_heavy(verb: str) -> None:
     imported = imported_by(f"import expert_router.commands.{verb}")
     assert imported & (HEAVY | {"fastapi", "numpy", "gguf"}) == set()
+
+
+def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
+    """It does where people have not switched that off, but not in CI: the variable that says so is taken away."""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    for before in ("", "import expert_router.engines; "):
+        subprocess.run([sys.executable, "-c", f"{before}import openvino"], env=environment, check=True)
+        assert (tmp_path / "intel").exists() == (not before)  # where the library keeps what it calls us
+        shutil.rmtree(tmp_path / "intel", ignore_errors=True)
