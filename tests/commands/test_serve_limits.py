@@ -176,7 +176,7 @@ def test_who_was_refused_and_sends_on_is_cut_off(server: Serving) -> None:
 
 def test_blank_lines_after_a_request_do_not_end_its_answer(server: Serving) -> None:
     """Clients of old send one; meanwhile the answer takes longer than a head may."""
-    content = json.dumps(chat_body("word " * 150_000, stream=True, max_tokens=150_000)).encode()
+    content = json.dumps(chat_body("word " * 30_000, stream=True, max_tokens=100_000)).encode()
     with connected(server) as connection:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
         connection.sendall(head + b"content-length: %d\r\n\r\n" % len(content) + content + b"\r\n")
@@ -191,7 +191,7 @@ def test_blank_lines_after_a_request_do_not_end_its_answer(server: Serving) -> N
 @pytest.mark.parametrize("more", [b"expect: 100-continue\r\n", b"connection: close\r\n"])
 def test_requests_that_ask_for_more_are_answered_in_full(server: Serving, more: bytes) -> None:
     """curl asks so whether its body is welcome. The answer takes longer than a body may."""
-    content = json.dumps(chat_body("word " * 150_000, stream=True, max_tokens=150_000)).encode()
+    content = json.dumps(chat_body("word " * 30_000, stream=True, max_tokens=100_000)).encode()
     with connected(server) as connection:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n" + more
         connection.sendall(head + b"content-length: %d\r\n\r\n" % len(content) + content)
