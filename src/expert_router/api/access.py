@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse
 
-from expert_router.api.errors import error_headers, error_object
+from expert_router.api.errors import error_object, error_response
 from expert_router.api.rate_limits import RateLimits
 from expert_router.errors import ExpertRouterError, UnauthorizedError
 from expert_router.keys import secret_in
@@ -81,8 +81,7 @@ class Access:
             try:
                 running.enter_context(limits.request())
             except ExpertRouterError as error:
-                answer = JSONResponse(error_object(error), error.status, error_headers(error))
-                await answer(scope, receive, send_with_limits)
+                await error_response(error)(scope, receive, send_with_limits)
                 return
             await self._app(scope, receive, send_with_limits)
 

@@ -19,7 +19,7 @@ from expert_router.api import experts, explain, feedback, health, metrics, opena
 from expert_router.api.access import Access
 from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
-from expert_router.api.errors import error_object, install_error_handlers
+from expert_router.api.errors import error_object, error_response, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
 from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
@@ -249,7 +249,7 @@ class BodyLimit:
         error = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
-            await JSONResponse(error_object(error), error.status)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
         received = 0
 

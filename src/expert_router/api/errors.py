@@ -33,6 +33,10 @@ def error_headers(error: ExpertRouterError) -> dict[str, str]:
     return {"www-authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
 
 
+def error_response(error: ExpertRouterError) -> JSONResponse:
+    return JSONResponse(error_object(error), error.status, error_headers(error))
+
+
 def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ExpertRouterError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -46,7 +50,7 @@ def _object(message: str, type_: str, param: str | None, code: str | None) -> di
 
 async def _on_our_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ExpertRouterError)
-    return JSONResponse(error_object(error), error.status, error_headers(error))
+    return error_response(error)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -6,10 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from fastapi.responses import JSONResponse
-
 from expert_router.api.access import of_api
-from expert_router.api.errors import error_object
+from expert_router.api.errors import error_response
 from expert_router.errors import RequestTimeoutError
 
 if TYPE_CHECKING:
@@ -49,4 +47,4 @@ class TimeLimit:
             error = RequestTimeoutError(f"The request took longer than {self._seconds:g} s.")
             logger.warning("request broken off", extra={"reason": error.message})
             if not begun:
-                await JSONResponse(error_object(error), error.status)(scope, receive, send)
+                await error_response(error)(scope, receive, send)

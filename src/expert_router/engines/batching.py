@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
+from expert_router.engines.child import child
 from expert_router.engines.slots import TokenCounters
 from expert_router.engines.stepping import BROKEN, FAILED_STEPS, OUT_OF_MEMORY, Event, TokenBatch, is_last
 from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError, NotReadyError
@@ -182,8 +181,7 @@ def start_pipeline(
     ``NotReadyError``.
     """
     ours, theirs = Pipe()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-P", "-c", CHILD]
+    command, environment = child(CHILD)
     with theirs:
         process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment)  # noqa: S603 - our own
 

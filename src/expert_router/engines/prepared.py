@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from expert_router.artifacts import MANIFEST, sha256_of, sha256_once, write_atomically
 from expert_router.engines.adapter import read_lora
+from expert_router.engines.child import child
 from expert_router.engines.gguf import ModelFacts, read_facts, requantise
 from expert_router.engines.stacking import stack_adapters
 from expert_router.errors import WeightsError
@@ -154,9 +155,9 @@ def _save_ir(requantised: Path) -> None:
     In a process of its own, which gives its memory back: a thread that had done this crashed when it ended, and the
     server with it. Raises ``RuntimeError`` with what the library said.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command, environment = child(CHILD, str(requantised))
     done = subprocess.run(  # noqa: S603 - our own
-        [sys.executable, "-P", "-c", CHILD, str(requantised)],
+        command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
