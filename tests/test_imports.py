@@ -90,3 +90,17 @@ def test_openvino_reports_its_use_to_nobody(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", f"{before}import openvino"], env=environment, check=True)
         assert (tmp_path / "intel").exists() == (not before)  # where the library keeps what it calls us
         shutil.rmtree(tmp_path / "intel", ignore_errors=True)
+
+
+def test_bm25s_does_not_find_jax_which_would_keep_a_gpu_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("imported = True")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(values, k): raise SystemExit('computed with jax')")
+    program = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+from expert_router.knowledge.terms import TermIndex
+assert "jax" not in sys.modules
+import jax  # by whoever wants it
+assert jax.imported
+"""
+    assert "bm25s" in imported_by(program)

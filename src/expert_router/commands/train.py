@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +64,6 @@ def main(args: Namespace) -> int:
 
     if args.with_feedback is not None and args.what != "router":
         raise ConfigError("--with-feedback is for the router: expert-router train router --with-feedback FILE")
-    # bm25s tries JAX on import where that is installed, and JAX then keeps most of the card's memory for itself.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     settings = load_settings(args.config)
     data = args.data or settings.resolve(settings.paths.data) / "processed"
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)

@@ -5,17 +5,38 @@ Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from expert_router.types import Passage
+
+
+@contextmanager
+def _no_jax() -> Iterator[None]:
+    """Nobody finds JAX meanwhile, and then whoever wants it does.
+
+    Where it is installed bm25s computes something with it on import, and JAX then keeps three quarters of a GPU's
+    memory for itself: vLLM beside it cannot start. With numpy bm25s computes the same.
+    """
+    before = {name: module for name, module in sys.modules.items() if name == "jax"}
+    sys.modules["jax"] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
+        sys.modules.update(before)
+
+
+with _no_jax():
+    import bm25s
 
 TITLE_COPIES = 2
 """A word of the title counts more than one of the text."""
