@@ -121,6 +121,21 @@ async def test_one_that_dies_is_started_again_and_has_its_adapters_again(tmp_pat
         assert group(leader) == []
 
 
+async def test_the_error_that_is_told_is_the_first_one_which_the_others_only_report() -> None:
+    lines = [
+        "(APIServer pid=7) WARNING 11-23 [system_utils.py:299] errors like `OSError: [Errno 24] Too many open files`.",
+        "(EngineCore pid=8) ERROR 11-23 [core.py:1231] EngineCore failed to start.",
+        "(EngineCore pid=8) ERROR 11-23 [core.py:1231]     raise ValueError(",
+        "(EngineCore pid=8) ERROR 11-23 [core.py:1231] ValueError: Free memory on device cuda:0 (18.74/79.18 GiB).",
+        "(APIServer pid=7)     raise RuntimeError(",
+        "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    dies = [sys.executable, "-c", f"import sys; print({chr(10).join(lines)!r}); sys.exit(1)"]
+    async with engine_of(options(command=dies)) as engine:
+        with pytest.raises(NotReadyError, match=r"Its error: .*ValueError: Free memory on device"):
+            await engine.warm_up(BASE)
+
+
 async def test_one_that_dies_each_time_is_given_up_with_its_last_words() -> None:
     async with engine_of(options("--fake-fault", "die")) as engine:
         with pytest.raises(NotReadyError, match=rf"given up after {ATTEMPTS} starts.*status 3.*told to die"):

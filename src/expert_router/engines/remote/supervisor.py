@@ -33,13 +33,15 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 POLL_S = 0.5
 PROGRESS_EVERY_S = 10.0
-LAST_LINES = 40
+LAST_ERRORS = 200
+LAST_ERRORS_S = 60.0
+"""Of the errors so shortly before its end the first is the cause; the others report that one failed."""
 SIGNALLED = 128
 """And the signal: an exit status as shells and the leash give it."""
 LAST_WORDS_S = 1.0
 _SEVERITY = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 _LEVEL = re.compile(rf"\b({'|'.join(_SEVERITY)})\b")
-_REASON = re.compile(r"(Error|Exception)\b.*:|error:", re.IGNORECASE)
+_REASON = re.compile(r"\b[A-Z]\w*(Error|Exception): |\b[Ee]rror: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Supervisor:
         self._settled = asyncio.Event()
         """Set once it was healthy, or was given up."""
         self._since = 0.0
-        self._said: deque[str] = deque(maxlen=LAST_LINES)
+        self._last_line = ""
+        self._errors: deque[tuple[float, str]] = deque(maxlen=LAST_ERRORS)
         self.pid: int | None = None
         """Of its process group's leader."""
         self.starts = 0
@@ -152,7 +155,8 @@ class Supervisor:
         """One life of the child, from its start to its end; how long it was healthy, in seconds."""
         self.starts += 1
         self._since, self.state = time.monotonic(), "starting"
-        self._said.clear()
+        self._last_line = ""
+        self._errors.clear()
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own program
             # -P: its folder has modules that are named as the standard library's could be
             [sys.executable, "-P", leash.__file__],
@@ -228,9 +232,11 @@ class Supervisor:
                 line = read.decode("utf-8", "replace").rstrip()
                 line = line.replace(self._program.secret, "***") if self._program.secret else line
                 if line:
-                    self._said.append(line)
                     level = _LEVEL.search(line[:80])
                     severity = logging.INFO if level is None else _SEVERITY[level[1]]
+                    self._last_line = line
+                    if severity != logging.WARNING and _REASON.search(line):
+                        self._errors.append((time.monotonic(), line))
                     logger.log(severity, "%s", line, extra={"child": self._program.name})
 
     def _death(self, status: int) -> str:
@@ -241,8 +247,11 @@ class Supervisor:
         return f"It ended {how}. {self._last_words()}"
 
     def _last_words(self) -> str:
-        errors = [line for line in self._said if _REASON.search(line)] or list(self._said)
-        return f"Its last words: {errors[-1][-300:]}" if errors else "It said nothing."
+        shortly = time.monotonic() - LAST_ERRORS_S
+        errors = [line for said, line in self._errors if said >= shortly]
+        if errors:
+            return f"Its error: {errors[0][-300:]}"
+        return f"Its last words: {self._last_line[-300:]}" if self._last_line else "It said nothing."
 
     def _seconds(self) -> int:
         return round(time.monotonic() - self._since)
