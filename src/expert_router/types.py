@@ -1,4 +1,8 @@
-"""What crosses a boundary inside the package: frozen dataclasses, standard library only."""
+"""What crosses a boundary inside the package: frozen dataclasses but for ``Ticket``, standard library only.
+
+In this order: what an engine takes and gives; an expert, and what it reads; what a router thinks, and what is decided
+and explained by it; the events of an answer; a request, and the whole answer to it.
+"""
 
 from __future__ import annotations
 

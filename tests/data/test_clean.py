@@ -18,7 +18,7 @@ from expert_router.data.clean import (
     words_of,
 )
 from expert_router.data.prepare import clean
-from expert_router.data.split import SIMILAR_WORDS, similar_pairs
+from expert_router.data.similar import SIMILAR_WORDS, similar_pairs
 
 EXPERTS = ("cars", "sleep")
 

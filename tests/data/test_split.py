@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from expert_router.data.clean import Record
-from expert_router.data.split import RATIOS, SPLITS, Pair, assign, families, largest_family, position, similar_pairs
+from expert_router.data.similar import Pair, similar_pairs
+from expert_router.data.split import RATIOS, SPLITS, assign, families, largest_family, position
 
 WORDS = [f"{a}{b}{c}" for a in ("bra", "clo", "dri", "fen", "gal") for b in "aeiou" for c in ("st", "ck", "mp", "rn")]
 

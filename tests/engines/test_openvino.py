@@ -22,7 +22,7 @@ from expert_router.engines.detokenizer import Detokenizer
 from expert_router.engines.loaded_model import OpenVINOOptions
 from expert_router.engines.openvino import ModelSource, OpenVINOEngine
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
-from expert_router.serving.build import prepare_base_model
+from expert_router.serving.embedded import prepare_base_model
 from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Expert, GenerationParams, Message

@@ -95,7 +95,7 @@ def train_added(args: Namespace, live: LiveExperts, version: Version) -> Change:
     Raises ``ExpertRouterError`` when it cannot be trained or proven; the expert is as it was then.
     """
     from expert_router.artifacts import install_adapter, load_expert
-    from expert_router.serving.build import prove
+    from expert_router.serving.embedded import prove
     from expert_router.serving.parts import Parts
 
     settings, name, folder = live.settings, args.name, version.added[args.name]

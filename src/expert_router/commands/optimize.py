@@ -201,7 +201,8 @@ async def _measure_variant(bench: _Bench, expert: Expert, base: str, questions: 
     from expert_router.evaluation.answers import Asking, ask_all
     from expert_router.evaluation.metrics import TextMetrics
     from expert_router.evaluation.variants import Variants
-    from expert_router.serving.build import assemble, build_engine, max_running, prepare_base_model
+    from expert_router.serving.build import assemble, build_engine, max_running
+    from expert_router.serving.embedded import prepare_base_model
     from expert_router.serving.parts import Parts
     from expert_router.types import ChatRequest, GenerationParams, Message
 

@@ -50,7 +50,8 @@ def main(args: Namespace) -> int:
     # A container's first process has no default: it would go on loading until it is killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from expert_router.observability import configure_logging
-    from expert_router.serving.build import build_system, prepare_base_model
+    from expert_router.serving.build import build_system
+    from expert_router.serving.embedded import prepare_base_model
     from expert_router.serving.parts import build_parts
     from expert_router.settings import load_settings
 
@@ -118,7 +119,7 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: 
 def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int) -> int:
     """The page keeps its conversations in its process, which the next click may not reach: it runs beside them."""
     from expert_router.commands.serve_workers import run_workers
-    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.embedded import prepare_base_model
 
     if workers < 1:
         raise ConfigError(f"--workers takes a number from 1 on, not {workers}.")
@@ -145,7 +146,7 @@ def _main_on_ray(settings: Settings, listener: socket.socket) -> int:
         raise ConfigError(f"--ray needs Ray ({error}): pip install 'expert-router[ray]'") from error
     if settings.server.tls_cert is not None:
         raise ConfigError("Ray's proxies speak no TLS: put a proxy that does in front of them, and leave tls_cert out.")
-    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.embedded import prepare_base_model
 
     if settings.engine.name == "openvino":
         prepare_base_model(settings, settings.engine.base_model, progress=True)

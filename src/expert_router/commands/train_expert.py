@@ -85,7 +85,7 @@ def install(args: Namespace, settings: Settings, experts: Mapping[str, Expert]) 
 
 def verify(args: Namespace, settings: Settings, data: Path, experts: Mapping[str, Expert]) -> int:
     """Compare what is served with what was trained, over the answers of validation examples. 1 when they differ."""
-    from expert_router.serving.build import prepared_for
+    from expert_router.serving.embedded import prepared_for
     from expert_router.serving.parts import Parts
 
     expert = chosen(args, experts)

@@ -5,7 +5,7 @@ Two questions are compared at three strengths:
 - *equal*: the same words in the same order, whatever their case, accents and punctuation;
 - *same wording*: they differ only in filler words, endings, compounds, a typing error or the order of words. One of
   two such questions is removed when both ask for the same expert and their keys agree;
-- *similar*: they share most of their letters or words. Both stay; ``split`` finds them and keeps them together.
+- *similar*: they share most of their letters or words. Both stay; ``similar`` finds them, ``split`` keeps them in one.
 
 A number or a distinguishing word ("Model T", "Model A") makes a different question, however alike the rest is.
 """

@@ -8,49 +8,34 @@ written, and written to a folder beside the old outputs before it takes their pl
 
 from __future__ import annotations
 
-import csv
-import io
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from expert_router.artifacts import MANIFEST, load_experts, sha256_of, write_artifact
-from expert_router.data.clean import (
-    Duplicate,
-    Record,
-    normalise,
-    normalise_key,
-    problem_with,
-    remove_equal,
-    remove_same_wording,
-)
-from expert_router.data.sources import FORMATS, Columns, Rejected, Row, Table, read_table
-from expert_router.data.split import RATIOS, SPLITS, Assignment, Pair, Split, Track, assign, similar_pairs, untracked
-from expert_router.errors import ConfigError, DataError
+from expert_router.artifacts import load_experts, sha256_of
+from expert_router.data.clean import remove_equal, remove_same_wording
+from expert_router.data.inputs import COLUMNS, check_all, find_sources, refuse_useless
+from expert_router.data.outputs import data_files, left_out_files, write_files
+from expert_router.data.similar import Pair, similar_pairs, untracked
+from expert_router.data.sources import read_table
+from expert_router.data.split import RATIOS, SPLITS, assign
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
+    from expert_router.data.clean import Duplicate, Record
+    from expert_router.data.inputs import Source
+    from expert_router.data.similar import Track
+    from expert_router.data.sources import Rejected, Table
+    from expert_router.data.split import Assignment, Split
     from expert_router.settings import Settings
-    from expert_router.types import Expert
 
 T = TypeVar("T")
-Kind = Literal["answers", "out_of_scope", "multi_topic", "router_questions"]
 
 SEED = 7
-QUARANTINE = "quarantine.csv"
-DUPLICATES = "duplicates.csv"
-COLUMNS: Mapping[Kind, Columns] = {
-    "answers": Columns(("question", "answer", "key", "topic")),
-    "out_of_scope": Columns(("question", "subject", "trap")),
-    "multi_topic": Columns(("question", "experts"), ("note",)),
-    "router_questions": Columns(("question", "experts", "subject", "trap")),
-}
-_LONGEST_CONTENT = 2_000
 _BAR_DELAY_S = 0.5
 
 
@@ -100,15 +85,15 @@ def prepare(
     experts = load_experts(settings.resolve(settings.paths.experts), settings.home)
     data = settings.resolve(settings.paths.data)
     output = output or data / "processed"
-    sources, missing = _find_sources(experts, questions or {}, raw, data / "raw", settings.home)
+    sources, missing = find_sources(experts, questions or {}, raw, data / "raw", settings.home)
     bars = _Bars(shown=progress)
     tables = [read_table(s.path, COLUMNS[s.kind], s.label) for s in bars(sources, "reading")]
-    records, rejected = _check_all(sources, tables, tuple(experts), bars)
-    _refuse_useless(sources, records, rejected)
+    records, rejected = check_all(sources, tables, tuple(experts), bars)
+    refuse_useless(sources, records, rejected)
     cleaned = clean(records, bars)
     assignment = assign(cleaned.records, cleaned.pairs, seed)
     quarantined = sorted((*rejected, *cleaned.rejected), key=lambda r: (r.file, r.line))
-    files = _data_files(experts, cleaned, assignment)
+    files = data_files(experts, cleaned.records, assignment.splits)
     report = PrepareReport(
         output=output,
         seed=seed,
@@ -119,139 +104,8 @@ def prepare(
         notes=(*missing, *_notes_on(assignment)),
     )
     if not dry_run:
-        _write(report, files)
+        write_files(output, files | left_out_files(quarantined, cleaned.duplicates), _about(report))
     return report
-
-
-# Inputs
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    path: Path
-    label: str
-    kind: Kind
-    expert: str | None = None
-
-
-def _find_sources(
-    experts: Mapping[str, Expert], questions: Mapping[str, Path], raw: Path | None, default_raw: Path, home: Path
-) -> tuple[list[_Source], list[str]]:
-    """The input files, answered ones first, and notes on what there is none of."""
-    if unknown := sorted(set(questions) - set(experts)):
-        raise ConfigError(f"There is no expert named {unknown[0]!r}. Known: {', '.join(experts)}.")
-    sources: list[_Source] = []
-    notes: list[str] = []
-    for name, expert in experts.items():
-        named = questions.get(name)
-        path = named or (raw / expert.questions.name if raw and expert.questions else expert.questions)
-        if path is None:
-            notes.append(f"the expert {name!r} has no questions: its manifest names no file")
-            continue
-        found = _existing(path, other_formats=named is None)
-        if found is None:
-            raise DataError(
-                f"{_label(path, home)}: there is no such file. It should hold the questions of the expert {name!r}: "
-                f"put it there, or name another with --questions {name}=FILE."
-            )
-        sources.append(_Source(found, _label(found, home), "answers", name))
-    for kind in ("out_of_scope", "multi_topic", "router_questions"):
-        if found := _existing((raw or default_raw) / f"{kind}.csv"):
-            sources.append(_Source(found, _label(found, home), kind))
-        else:
-            notes.append(f"there is no {kind}.csv: the routing files have no such questions")
-    _refuse_twins([source.label for source in sources])
-    return sources, notes
-
-
-def _existing(path: Path, *, other_formats: bool = True) -> Path | None:
-    """The file itself or, where there is none and it was not named outright, one that differs only in its format."""
-    candidates = [path, *(path.with_suffix(suffix) for suffix in FORMATS if other_formats)]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _label(path: Path, home: Path) -> str:
-    """A name for messages and the manifest that does not depend on where the checkout lies."""
-    path = path.resolve()
-    home = home.resolve()
-    return path.relative_to(home).as_posix() if path.is_relative_to(home) else f"{path.parent.name}/{path.name}"
-
-
-def _refuse_twins(labels: Sequence[str]) -> None:
-    for label, count in Counter(labels).items():
-        if count > 1:
-            raise DataError(f"{label}: {count} inputs have this name. Each needs a file, and a name, of its own.")
-
-
-# Rows to records
-
-
-def _check_all(
-    sources: Sequence[_Source], tables: Sequence[Table], experts: Sequence[str], bars: _Bars
-) -> tuple[list[Record], list[Rejected]]:
-    rows = [(source, row) for source, table in zip(sources, tables, strict=True) for row in table.rows]
-    records: list[Record] = []
-    rejected = [row for table in tables for row in table.rejected]
-    for source, row in bars(rows, "checking"):
-        record = _record(source, row)
-        if problem := problem_with(record, experts):
-            rejected.append(record.reject(problem))
-        else:
-            records.append(record)
-    return records, rejected
-
-
-def _record(source: _Source, row: Row) -> Record:
-    values = {name: normalise(text) for name, text in row.values.items() if name not in {"answer", "key"}}
-    known: dict[str, Any]
-    match source.kind:
-        case "answers":
-            known = {
-                "experts": (source.expert,),
-                "subject": values["topic"],
-                "answer": normalise(row.values["answer"], keep_lines=True),
-                "key": normalise_key(row.values["key"]),
-                "answered": True,
-            }
-        case "out_of_scope":
-            known = {"experts": (), "subject": values["subject"], "trap": values["trap"].casefold()}
-        case "multi_topic":
-            known = {"experts": _names(values["experts"]), "decides": True}
-        case "router_questions":
-            known = {
-                "experts": _names(values["experts"]),
-                "subject": values["subject"],
-                "trap": values["trap"].casefold(),
-                "teaches": True,
-            }
-    return Record(
-        file=row.file,
-        line=row.line,
-        content=row.content,
-        source=source.path.stem,
-        question=values["question"],
-        **known,
-    )
-
-
-def _names(joined: str) -> tuple[str, ...]:
-    names = (name.strip().casefold() for name in joined.split("|"))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _refuse_useless(sources: Sequence[_Source], records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
-    usable = {record.file for record in records}
-    for source in sources:
-        problems = [r for r in rejected if r.file == source.label]
-        if source.label in usable or not (problems or source.expert):
-            continue
-        if not problems:
-            raise DataError(f"{source.label}: has a header and no rows, but the expert {source.expert!r} needs some.")
-        first = problems[0]
-        raise DataError(
-            f"{source.label}: none of its {len(problems)} rows can be used. The first: {first.file}:{first.line}: "
-            f"{first.reason}."
-        )
 
 
 # Records to distinct records
@@ -285,7 +139,7 @@ def clean(records: Sequence[Record], track: Track = untracked) -> Cleaned:
 
 
 def _input_reports(
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     tables: Sequence[Table],
     cleaned: Cleaned,
     quarantined: Sequence[Rejected],
@@ -320,72 +174,6 @@ def _notes_on(assignment: Assignment) -> list[str]:
     return [note]
 
 
-# Outputs
-
-
-_Rows = list[tuple[str | int, ...]]
-
-
-def _data_files(experts: Mapping[str, Expert], cleaned: Cleaned, assignment: Assignment) -> dict[str, _CsvFile]:
-    placed = list(zip(cleaned.records, assignment.splits, strict=True))
-    files: dict[str, _CsvFile] = {}
-    for split in SPLITS:
-        for name, expert in experts.items():
-            if expert.questions is None and not any(r.answered and r.experts == (name,) for r, _ in placed):
-                continue
-            own = [r for r, s in placed if s == split and r.answered and r.experts == (name,)]
-            rows: _Rows = [(r.question, r.answer, r.key, r.subject) for r in own]
-            files[f"{split}_{expert.split_name}.csv"] = _CsvFile(COLUMNS["answers"].required, rows)
-        routed: _Rows = [
-            (r.question, "|".join(r.experts), r.source, r.subject, r.trap) for r, s in placed if s == split
-        ]
-        files[f"routing_{split}.csv"] = _CsvFile(("query", "experts", "source", "subject", "trap"), routed)
-    return files
-
-
-@dataclass(frozen=True, slots=True)
-class _CsvFile:
-    columns: tuple[str, ...]
-    rows: _Rows
-
-    def encoded(self) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
-        return text.getvalue().encode()
-
-
-def _write(report: PrepareReport, data_files: Mapping[str, _CsvFile]) -> None:
-    """Write everything beside the old files, then rename: a full disk leaves the old ones as they were.
-
-    The manifest takes its place last and pins every file, so that a crash between two renames is noticed.
-    """
-    files = {**data_files, QUARANTINE: _quarantine(report), DUPLICATES: _duplicates(report)}
-    encoded = {name: file.encoded() for name, file in files.items()}
-    try:
-        report.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=report.output, prefix=".new-") as staging:
-            write_artifact(Path(staging), encoded, _about(report))
-            for name in (*encoded, MANIFEST):
-                (Path(staging) / name).replace(report.output / name)
-    except OSError as error:
-        raise DataError(f"{report.output}: cannot be written: {error.strerror or error}.") from error
-
-
-def _quarantine(report: PrepareReport) -> _CsvFile:
-    rows: _Rows = [(r.file, r.line, r.reason, _shorten(r.content)) for r in report.quarantined]
-    return _CsvFile(("file", "line", "reason", "content"), rows)
-
-
-def _duplicates(report: PrepareReport) -> _CsvFile:
-    rows: _Rows = [
-        (d.record.file, d.record.line, d.kind, d.kept.file, d.kept.line, _shorten(d.record.content))
-        for d in report.duplicates
-    ]
-    return _CsvFile(("file", "line", "kind", "kept_file", "kept_line", "content"), rows)
-
-
 def _about(report: PrepareReport) -> dict[str, Any]:
     """The manifest but for the outputs' hashes: no time and no absolute path, so that a rerun gives the same bytes."""
     return {
@@ -398,12 +186,6 @@ def _about(report: PrepareReport) -> dict[str, Any]:
         "quarantined": len(report.quarantined),
         "notes": list(report.notes),
     }
-
-
-def _shorten(content: str) -> str:
-    if len(content) <= _LONGEST_CONTENT:
-        return content
-    return f"{content[:_LONGEST_CONTENT]}… ({len(content):,} characters)"
 
 
 class _Bars:

@@ -1,6 +1,6 @@
-"""The chat page's front door: a page for a backend's address, alone or inside another application.
+"""The chat page's front door: a page for a backend's address, inside another application.
 
-Light to import; Gradio is imported when a page is built.
+Light to import; Gradio is imported when it is mounted.
 """
 
 from __future__ import annotations
@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING
 from expert_router.ui.client import ChatClient
 
 if TYPE_CHECKING:
-    import gradio
     from fastapi import FastAPI
 
 _STYLE = Path(__file__).with_name("style.css")
-
-
-def build_page(base_url: str) -> gradio.Blocks:
-    """The page as a client of the API at ``base_url``, which need not be up yet.
-
-    Raises ``ConfigError`` when ``base_url`` is not the address of a web server.
-    """
-    from expert_router.ui import page  # noqa: PLC0415 - Gradio takes seconds to import
-
-    return page.build(ChatClient(base_url))
 
 
 def mount(
@@ -32,7 +21,8 @@ def mount(
 ) -> FastAPI:
     """Add the page to ``app`` below ``path``, and only there; the page starts and ends with ``app``'s lifespan.
 
-    ``key`` is for visitors who bring none; see ``ChatClient`` for ``certificate``.
+    It is a client of the API at ``base_url``, which need not be up yet. ``key`` is for visitors who bring none; see
+    ``ChatClient`` for ``certificate``. Raises ``ConfigError`` when ``base_url`` is not the address of a web server.
     """
     import gradio
 

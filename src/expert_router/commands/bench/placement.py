@@ -63,7 +63,7 @@ def run(args: Namespace, settings: Settings) -> int:
 
 def _holding(settings: Settings, args: Namespace) -> Settings:
     """With room for so many models, and a half one that a loaded model may be larger."""
-    from expert_router.serving.build import prepare_base_model
+    from expert_router.serving.embedded import prepare_base_model
 
     base = prepare_base_model(settings, settings.engine.base_model, progress=True)
     room = int((args.hold + 0.5) * (base.size_bytes + KV_CACHE_BYTES))
