@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from expert_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ENV_PREFIX = "EXPERT_ROUTER_"
 HOME_MARKER = "models.lock"
@@ -305,10 +308,21 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
     try:
         return Settings(**{**values, **fixed, **overrides})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise ConfigError(f"Settings from {path} and the environment are not valid: {problems}") from error
     except SettingsError as error:  # a whole section in one variable that is not JSON
         raise ConfigError(f"The environment is not valid: {error}") from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One line about a value that is not valid; of a key that does not exist, the ones that do."""
+    *within, key = map(str, error["loc"])
+    place = ".".join([*within, key])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}"
+    section = Settings.model_fields[within[0]].annotation if within else Settings
+    known = sorted(getattr(section, "model_fields", ()))
+    return f"{place}: there is no such setting. Known: {', '.join(known)} (docs/settings.md)"
 
 
 def _load_dotenv(path: Path) -> None:
