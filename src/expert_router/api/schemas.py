@@ -123,7 +123,7 @@ MAX_STOP_SEQUENCES = 4
 
 
 class QueryRequest(RequestBody):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car, and when?"}]})
 
     query: str = Field(min_length=1)
 
@@ -176,7 +176,7 @@ class FeedbackRequest(RequestBody):
 
 
 class ExplainRequest(RequestBody):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?", "nearest": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car, and when?", "nearest": 3}]})
 
     query: str = Field(min_length=1)
     history: list[str] = Field(default=[], description="the earlier user turns, oldest first")
