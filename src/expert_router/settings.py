@@ -65,7 +65,7 @@ class ServerSettings(Section):
     body_timeout_s: float = Field(default=60.0, gt=0)
     """So long it may take to send the body."""
     request_timeout_s: float | None = Field(default=600.0, gt=0)
-    """Longer than this no answer takes, nor does a client that does not read it hold a place."""
+    """The longest a request of the API may take, with its wait, its answer and its client's reading."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)
@@ -101,7 +101,7 @@ class RouterSettings(Section):
     on_ambiguous: Literal["clarify", "best", "all"] = "clarify"
     """When several may be meant: ask which (`clarify`), take the most probable (`best`), or let all answer (`all`)."""
     coverage: float = Field(default=0.95, ge=0.5, lt=1)
-    """How often those that may be meant hold the right one: the higher, the more often is asked back."""
+    """How often the right one must be among those that may be meant: the higher, the more often it is asked back."""
 
 
 class EngineSettings(Section):
@@ -191,7 +191,7 @@ class CacheSettings(Section):
     semantic_similarity: float = Field(default=0.8, ge=0, le=1)
     """The least cosine of two questions that are compared word by word."""
     semantic_answers: int = Field(default=1000, ge=1)
-    """Of so many questions, in this process; the least recently used go."""
+    """The answers to so many questions are kept for this, in each process; the least recently used go first."""
 
 
 class DecisionLogSettings(Section):

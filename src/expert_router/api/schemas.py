@@ -176,7 +176,9 @@ class FeedbackRequest(RequestBody):
 
 
 class ExplainRequest(RequestBody):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car, and when?", "nearest": 3}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "Who built the first car, and when?", "nearest": 3}]}
+    )
 
     query: str = Field(min_length=1)
     history: list[str] = Field(default=[], description="the earlier user turns, oldest first")
