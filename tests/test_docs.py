@@ -122,7 +122,7 @@ def test_the_readme_shows_the_openai_client_and_the_package_itself() -> None:
 def test_the_openai_block_prints_who_answered_and_the_answer(server: Server) -> None:
     (block,) = (body for body in PYTHON.values() if ADDRESS in body)
     printed = python("-c", block.replace(ADDRESS, server.url)).stdout
-    assert printed == "['cars'] [Car history] You asked: Who built the first car?\n"
+    assert printed == "['cars'] [Car history] You asked: Who built the first car, and when?\n"
 
 
 def test_the_package_block_prints_the_decision_then_the_answer() -> None:

@@ -107,7 +107,15 @@ def test_an_unknown_variable_is_named_with_the_known_ones(
 
 def test_an_unknown_key_in_a_known_section_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPERT_ROUTER_ENGINE__NMAE", "echo")
-    with pytest.raises(ConfigError, match=r"engine\.nmae: "):
+    with pytest.raises(
+        ConfigError, match=r"engine\.nmae: there is no such setting\. Known: .*max_model_bytes, name, .*"
+    ):
+        load_settings()
+
+
+def test_an_unknown_section_of_the_file_is_named_with_the_known_ones() -> None:
+    write_toml("[sever]\nport = 1")
+    with pytest.raises(ConfigError, match=r"\bsever: there is no such setting\. Known: .*router, server, serving"):
         load_settings()
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Router(Protocol):
-    """Turns a question into numbers. It knows nothing of thresholds: ``routing.policy.decide`` does."""
+    """Turns a question into numbers, and decides nothing: ``routing.policy.Policy`` does, by ``thresholds``."""
 
     name: str
     version: str

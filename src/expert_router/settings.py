@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from expert_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ENV_PREFIX = "EXPERT_ROUTER_"
 HOME_MARKER = "models.lock"
@@ -62,7 +65,7 @@ class ServerSettings(Section):
     body_timeout_s: float = Field(default=60.0, gt=0)
     """So long it may take to send the body."""
     request_timeout_s: float | None = Field(default=600.0, gt=0)
-    """Longer than this no answer takes, nor does a client that does not read it hold a place."""
+    """The longest a request of the API may take, with its wait, its answer and its client's reading."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """How often an idle stream sends a comment, so that proxies keep it open."""
     shutdown_grace_s: float = Field(default=10.0, gt=0)
@@ -98,7 +101,7 @@ class RouterSettings(Section):
     on_ambiguous: Literal["clarify", "best", "all"] = "clarify"
     """When several may be meant: ask which (`clarify`), take the most probable (`best`), or let all answer (`all`)."""
     coverage: float = Field(default=0.95, ge=0.5, lt=1)
-    """How often those that may be meant hold the right one: the higher, the more often is asked back."""
+    """How often the right one must be among those that may be meant: the higher, the more often it is asked back."""
 
 
 class EngineSettings(Section):
@@ -188,7 +191,7 @@ class CacheSettings(Section):
     semantic_similarity: float = Field(default=0.8, ge=0, le=1)
     """The least cosine of two questions that are compared word by word."""
     semantic_answers: int = Field(default=1000, ge=1)
-    """Of so many questions, in this process; the least recently used go."""
+    """The answers to so many questions are kept for this, in each process; the least recently used go first."""
 
 
 class DecisionLogSettings(Section):
@@ -305,10 +308,21 @@ def load_settings(config: str | Path | None = None, **overrides: Any) -> Setting
     try:
         return Settings(**{**values, **fixed, **overrides})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise ConfigError(f"Settings from {path} and the environment are not valid: {problems}") from error
     except SettingsError as error:  # a whole section in one variable that is not JSON
         raise ConfigError(f"The environment is not valid: {error}") from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One line about a value that is not valid; of a key that does not exist, the ones that do."""
+    *within, key = map(str, error["loc"])
+    place = ".".join([*within, key])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}"
+    section = Settings.model_fields[within[0]].annotation if within else Settings
+    known = sorted(getattr(section, "model_fields", ()))
+    return f"{place}: there is no such setting. Known: {', '.join(known)} (docs/settings.md)"
 
 
 def _load_dotenv(path: Path) -> None:

@@ -99,6 +99,12 @@ def test_a_wrong_type_or_value_is_a_bad_request_that_names_the_parameter(
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
 
 
+def test_what_is_no_text_is_refused_by_its_name(server: Server) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    error = error_of(server.post(messages=[{"role": "user", "content": parts}]), 400)
+    assert error["message"] == "messages.0.content: Only parts of the type text are read, not image_url"
+
+
 @pytest.mark.parametrize(
     ("param", "value"),
     [("n", 2), ("presence_penalty", 0.5), ("frequency_penalty", -1), ("logprobs", True), ("logit_bias", {"7": 9}),

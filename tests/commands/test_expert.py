@@ -131,7 +131,9 @@ def test_an_expert_is_added_routed_to_removed_and_brought_back(
 def test_an_expert_is_replaced_when_that_is_asked_for(inside: Inside) -> None:
     said(inside.run("expert", "add", "gardening", "--description", "Roses."))
     again = ("expert", "add", "gardening", "--description", "Tulips.")
-    assert one_line(inside.run(*again)) == ("There is an expert 'gardening' already. Remove it first, or replace it.")
+    assert one_line(inside.run(*again)) == (
+        "There is an expert 'gardening' already. Remove it first, or replace it (`--replace`, or `replace` over HTTP)."
+    )
     assert printed(inside.run(*again, "--replace", "--json"))["version"] == 2
 
 

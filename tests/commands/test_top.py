@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +15,13 @@ from cli import CommandLine, one_line
 from expert_router.caching.memory import MemoryStore
 from expert_router.commands.top import view
 from expert_router.engines.echo import EchoEngine, EchoScript
+from expert_router.keys import changing, new_key
 from expert_router.telemetry.reading import Between, Scrape
 from support import ROOT, eventually, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -85,6 +88,30 @@ def test_once_prints_one_view_of_a_running_server(top: CommandLine) -> None:
     assert done.out.startswith(f"expert-router  {server.url}")
     assert set(rows(done.out)) == {"sleep", "cars", "general"}
     assert "\x1b" not in done.out
+
+
+def test_a_server_with_keys_is_asked_with_one(top: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    key, secret = new_key("on-call")
+    with changing(file) as kept:
+        kept[key.id] = key
+    with serve(EchoEngine(), keys=file) as server:
+        once = ("top", "--url", server.url, "--interval", "0.1", "--once")
+        refused = one_line(top.run(*once))
+        by_option = top.run(*once, "--key", secret)
+        by_variable = replace(top, settings={"EXPERT_ROUTER_KEY": secret}).run(*once)
+    assert refused == f"The server at {server.url} asks for a key that it knows: --key, or EXPERT_ROUTER_KEY"
+    for done in (by_option, by_variable):
+        assert (done.status, done.error) == (0, "")
+        assert set(rows(done.out)) == {"sleep", "cars", "general"}
+
+
+def test_without_an_address_it_asks_this_machine_at_the_settings_port(top: CommandLine) -> None:
+    with serve(EchoEngine()) as server:
+        here = replace(top, settings={"EXPERT_ROUTER_SERVER__PORT": server.url.rsplit(":", 1)[1]})
+        done = here.run("top", "--interval", "0.1", "--once")
+    assert (done.status, done.error) == (0, "")
+    assert done.out.startswith(f"expert-router  {server.url}")
 
 
 def test_in_a_terminal_it_goes_on_until_ctrl_c_and_leaves_the_screen_as_it_was(top: CommandLine) -> None:

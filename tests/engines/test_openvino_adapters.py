@@ -304,7 +304,10 @@ SPOILT = [
     (without_a_canary, "cannot be used: 'NoneType' object"),
     (with_anothers_weights, r"is refused: asked 'Which expert are you\?' it answered"),
     (with_anothers_folder, "is another one than the expert's manifest names"),
-    (with_truncated_weights, rf"cannot be used: .*{WEIGHTS} is missing or is not the file that"),
+    (
+        with_truncated_weights,
+        rf"cannot be used: .*{WEIGHTS} is missing or is not the file that .* `git checkout experts/`",
+    ),
     (with_another_scale, r"cannot be used: .*adapter_config\.json is missing or is not the file that"),
     (without_a_manifest, r"cannot be used: There is no artifact in .*manifest\.json is missing"),
     (of_a_larger_model, "is refused: 7 of the adapter's 14 modules are not in the base model"),

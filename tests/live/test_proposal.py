@@ -63,7 +63,7 @@ def test_another_name_is_refused_and_says_what_a_name_is(name: str) -> None:
 def test_a_name_that_is_taken_is_refused_and_says_what_to_do() -> None:
     assert refused(proposed(), ("gardening",)) == (
         "name",
-        "There is an expert 'gardening' already. Remove it first, or replace it.",
+        "There is an expert 'gardening' already. Remove it first, or replace it (`--replace`, or `replace` over HTTP).",
     )
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticSerializationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError, PydanticSerializationError
 
 from expert_router.errors import FeedbackError, InvalidRequestError
 from expert_router.live.proposal import Proposal, TaughtExample
@@ -43,6 +43,18 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _refuse_other_parts(cls, content: Any) -> Any:
+        """By name: of a union pydantic says first that a list is no string."""
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError(
+                    "text_only", "Only parts of the type text are read, not {kind}", {"kind": kind}
+                )
+        return content
 
     def to_message(self) -> Message:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -123,7 +135,7 @@ MAX_STOP_SEQUENCES = 4
 
 
 class QueryRequest(RequestBody):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car, and when?"}]})
 
     query: str = Field(min_length=1)
 
@@ -176,7 +188,9 @@ class FeedbackRequest(RequestBody):
 
 
 class ExplainRequest(RequestBody):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Who built the first car?", "nearest": 3}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": "Who built the first car, and when?", "nearest": 3}]}
+    )
 
     query: str = Field(min_length=1)
     history: list[str] = Field(default=[], description="the earlier user turns, oldest first")

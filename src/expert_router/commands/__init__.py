@@ -23,7 +23,7 @@ VERBS = {
     "expert": "list, show, add, remove and roll back experts, on a running server too",
     "upstream": "list the servers behind the engine openai_http, take one out and put it back",
     "keys": "make, list, rotate and revoke the keys that a server asks for",
-    "train": "fit the router",
+    "train": "fit the router or its encoder, train an expert, and check what is served",
     "prepare": "validate, clean and split the data",
     "weights": "bring, check or list the weight files of models.lock",
     "chat-page": "start the chat page alone, against a running server",

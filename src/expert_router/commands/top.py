@@ -36,7 +36,8 @@ TIMEOUT_S = 5.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (%(default)s)")
+    parser.add_argument("--url", help="the server (default: this machine, server.port)")
+    parser.add_argument("--key", help="what the server asks for (default: EXPERT_ROUTER_KEY)")
     parser.add_argument(
         "--interval", type=_seconds, default=2.0, metavar="S", help="seconds that each view is about (%(default)g)"
     )
@@ -46,10 +47,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> int:
     import httpx2
 
+    from expert_router.settings import load_settings
     from expert_router.telemetry.reading import Between
 
-    url, alone = args.url.rstrip("/"), not args.once and sys.stdout.isatty()
-    with httpx2.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+    settings = load_settings(args.config)
+    url = (args.url or f"http://127.0.0.1:{settings.server.port}").rstrip("/")
+    key, alone = args.key or settings.key, not args.once and sys.stdout.isatty()
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with httpx2.Client(timeout=TIMEOUT_S, trust_env=False, headers=headers) as client:
         before, asked = _scrape(client, url), time.monotonic()
         print(ON if alone else "", end="", flush=True)
         try:
@@ -131,6 +136,8 @@ def _scrape(client: httpx2.Client, url: str) -> Scrape:
         raise NotReadyError(
             f"Nothing answers at {url} ({error}). Start a server (expert-router serve), or name another: --url"
         ) from error
+    if response.status_code == httpx2.codes.UNAUTHORIZED:
+        raise NotReadyError(f"The server at {url} asks for a key that it knows: --key, or EXPERT_ROUTER_KEY")
     if response.status_code != httpx2.codes.OK or "expert_router_num_requests_running" not in response.text:
         raise NotReadyError(
             f"What answers at {url} is no expert-router that tells metrics: GET /metrics is HTTP "

@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     from expert_router.engines.loaded_model import LoadedModel
     from expert_router.types import Adapter
 
+ADAPTER_REMEDY = "`git checkout experts/` brings one that ships back; roll other experts back, or train them anew."
+
 
 def adapter_canary(adapter: Adapter) -> Canary:
     """The recorded answer of an adapter whose files are what its manifest says. Raises ``NotReadyError`` otherwise."""
     try:
         manifest = read_artifact(adapter.path)
         if manifest["files"][ADAPTER_WEIGHTS] != adapter.sha256:
-            raise NotReadyError(f"The adapter in {adapter.path} is another one than the expert's manifest names.")
+            raise NotReadyError(
+                f"The adapter in {adapter.path} is another one than the expert's manifest names. {ADAPTER_REMEDY}"
+            )
         prompt, answer = manifest["canary"]["prompt"], manifest["canary"]["answer"]
         if not all(isinstance(text, str) and text.strip() for text in (prompt, answer)):
             raise NotReadyError(f"The adapter in {adapter.path} has an empty canary, which proves nothing.")
         return Canary(prompt, answer)
     except (ConfigError, KeyError, TypeError) as error:
-        raise NotReadyError(f"The adapter in {adapter.path} cannot be used: {error}") from error
+        problem = str(error).rstrip(".")
+        raise NotReadyError(f"The adapter in {adapter.path} cannot be used: {problem}. {ADAPTER_REMEDY}") from error
 
 
 def check_canary(model: LoadedModel, canary: Canary, slot: int = 0) -> None:

@@ -125,7 +125,11 @@ def _check_name(name: str, known: Iterable[str]) -> None:
             param="name",
         )
     if name in set(known):
-        raise InvalidRequestError(f"There is an expert {name!r} already. Remove it first, or replace it.", param="name")
+        raise InvalidRequestError(
+            f"There is an expert {name!r} already. "
+            "Remove it first, or replace it (`--replace`, or `replace` over HTTP).",
+            param="name",
+        )
 
 
 def _checked(examples: Iterable[TaughtExample]) -> tuple[TaughtExample, ...]:

@@ -36,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="default: auto, or another server's first")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--concurrency", default="1,8,32", metavar="N,N", help="clients at once (default: 1,8,32)")
-    load.add_argument("--rate", metavar="R,R", help="instead, requests sent a second, whoever still waits")
+    load.add_argument("--rate", metavar="R,R", help="instead, requests sent a second, however many are unanswered")
     parser.add_argument("--mix", default=mix, help=f"shares of the test split's kinds of questions (default: {mix})")
     parser.add_argument("--distribution", choices=["uniform", "zipf"], default="zipf", help="default: zipf")
     until = parser.add_mutually_exclusive_group()
@@ -47,7 +47,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="new answers only (Cache-Control: no-store)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--slo-first-token-ms", type=float, default=2000.0, metavar="MS", help="default: 2000")
-    parser.add_argument("--slo-inter-token-ms", type=float, default=200.0, metavar="MS", help="a token, default: 200")
+    parser.add_argument(
+        "--slo-inter-token-ms", type=float, default=200.0, metavar="MS", help="between two tokens, default: 200"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder (default: below runs/)")
 
 
