@@ -95,7 +95,7 @@ def draw_soak(folder: Path, result: Soak) -> dict[str, str]:
     counts.set(xlabel="requests that were over")
     for axes in (memory, counts):
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize="small", ncols=3, loc="lower left")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(folder, {"soak.png": (f"Mixed load: memory {result.growth.share:+.1%}", figure)})
 
 

@@ -186,12 +186,13 @@ async def soak(crowd: Crowd, *, seconds: float, sampled: Callable[[str, Footprin
     The warm-up ends when memory would grow by less than is allowed at the rate of its last tenth, or when it took as
     long as what is measured: a model's attention cache takes memory page by page until it is full.
     """
-    result, warm_up_s = Soak(), 0.0
+    result, warm_up_s, asked = Soak(), 0.0, 0
     async with crowd.open_client() as watching:
         while warm_up_s < seconds:
-            watched = partial(_watch_warm_up, sampled, warm_up_s)
+            watched = partial(_watch_warm_up, sampled, warm_up_s, asked)
             warm_up = await _watched(crowd, watching, seconds * WARM_UP_ROUND, Soak(), watched)
             warm_up_s += seconds * WARM_UP_ROUND
+            asked += warm_up.requests
             result.unexpected |= warm_up.unexpected
             if all(growth.share <= FLAT * WARM_UP_ROUND for growth in warm_up.growths()):
                 break
@@ -202,8 +203,9 @@ async def soak(crowd: Crowd, *, seconds: float, sampled: Callable[[str, Footprin
     return result
 
 
-def _watch_warm_up(sampled: Callable[[str, Footprint], object], began_s: float, sample: Footprint) -> None:
-    sampled(WARM_UP, replace(sample, s=began_s + sample.s))
+def _watch_warm_up(sampled: Callable[[str, Footprint], object], began_s: float, asked: int, sample: Footprint) -> None:
+    """A round's sample as one of all rounds."""
+    sampled(WARM_UP, replace(sample, s=began_s + sample.s, requests=asked + sample.requests))
 
 
 async def _watched(
