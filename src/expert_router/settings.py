@@ -115,7 +115,7 @@ class EngineSettings(Section):
     max_model_bytes: int = Field(default=6 * 1024**3, ge=1)
     """Loaded models beyond this are unloaded, least recently used first; `llamacpp`: and adapters left out."""
     kv_cache_bytes: int = Field(default=1024**3, ge=1)
-    """Paged attention cache of one loaded model."""
+    """Paged attention cache of one loaded model; above one GiB in whole ones."""
     max_batch_size: int = Field(default=64, ge=1)
     """Answers of one model at once; `llamacpp` has 16 at most, and the others wait."""
     stack_size: int = Field(default=8, ge=0)

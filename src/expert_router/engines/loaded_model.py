@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from expert_router.engines.attention_cache import blocks_within
 from expert_router.engines.batching import start_pipeline
 from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.prepared import GRAPH
 from expert_router.engines.vocabulary import vocabulary_of
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
+    from pathlib import Path
 
     from expert_router.engines.prepared import PreparedModel
     from expert_router.engines.stepping import TokenBatch
@@ -65,6 +68,13 @@ def longest_step_s(size_bytes: int) -> float:
     return BESIDE_OTHERS_S + size_bytes * STEP_TOKENS / WEIGHTS_PER_S
 
 
+def _attention_cache(graph: Path, options: OpenVINOOptions) -> dict[str, object]:
+    """In whole GiB as the library counts them; of less than one as many blocks as there is room for."""
+    limit = options.kv_cache_bytes
+    blocks = blocks_within(limit, graph, half=options.reproducible) if limit < GIB else None
+    return {"cache_size": max(1, limit // GIB)} if blocks is None else {"num_kv_blocks": blocks}
+
+
 class LoadedModel:
     """A pipeline in its process, its tokenizer here. Blocking methods; ``encode`` and ``decode`` are thread-safe.
 
@@ -90,7 +100,7 @@ class LoadedModel:
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
         scheduler = {
-            "cache_size": max(1, options.kv_cache_bytes // GIB),
+            **_attention_cache(prepared.folder / GRAPH, options),
             "max_num_seqs": options.max_batch_size,
             "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
             "enable_prefix_caching": True,  # an expert's instructions are read once

@@ -82,19 +82,21 @@ def draw_load(folder: Path, levels: Sequence[LevelResult]) -> dict[str, str]:
 
 
 def draw_soak(folder: Path, result: Soak) -> dict[str, str]:
-    """The same for a soak: what all processes of the server held over time."""
+    """The same for a soak: what the server's processes held, by the requests that were over."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     memory, counts = cast("Any", figure.subplots(2, sharex=True))
-    minutes = [sample.s / 60 for sample in result.samples]
-    memory.plot(minutes, [sample.memory_bytes / MIB for sample in result.samples], linewidth=1)
-    memory.set(ylabel="resident, MiB")
-    memory.set_ylim(bottom=0)
+    requests = [sample.requests for sample in result.samples]
+    memory.plot(requests, [sample.memory_bytes / MIB for sample in result.samples], linewidth=1, label="all")
+    for name, points in result.by_process().items():
+        memory.plot([x for x, _ in points], [y / MIB for _, y in points], linewidth=0.8, label=name)
+    memory.set(ylabel="MiB")
     for name in COUNTS:
-        counts.plot(minutes, [getattr(sample, name) for sample in result.samples], linewidth=0.8, label=name)
-    counts.set(xlabel="minutes")
-    counts.set_ylim(bottom=0)
-    counts.legend(fontsize="small", ncols=3, loc="upper left")
-    return _save(folder, {"soak.png": (f"Mixed load: memory {result.growth:+.1%}", figure)})
+        counts.plot(requests, [getattr(sample, name) for sample in result.samples], linewidth=0.8, label=name)
+    counts.set(xlabel="requests that were over")
+    for axes in (memory, counts):
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(folder, {"soak.png": (f"Mixed load: memory {result.growth.share:+.1%}", figure)})
 
 
 def _save(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Hours in minutes: every kind of client at once on a server, and whether it holds more than before when they are gone.
 
-Memory may not grow: a robust line through all samples says how much it does (Theil 1950, Sen 1968: the median of all
-slopes between two of them), as the first and the last alone would say where the noise was. Slots, sockets and tasks
-must be back where they were when nobody asked yet, but everything had been used once.
+Memory may not grow, neither that of all processes together nor that of one of them (``growth``). Slots, sockets and
+tasks must be back where they were when nobody asked yet, but everything had been used once.
 """
 
 from __future__ import annotations
@@ -11,26 +10,21 @@ import asyncio
 import itertools
 import random
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-import numpy as np
 
-from expert_router.errors import ConfigError, EngineError
+from expert_router.errors import EngineError
+from expert_router.evaluation.growth import FLAT, Growth, growth_of
+from expert_router.evaluation.holding import holding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from expert_router.data.labelled import LabelledQuestion
 
-FLAT = 0.05
-"""So much may memory grow, of what it is, over the whole time."""
-MOST_SLOPES = 2000
-"""Samples that a line goes through; more are thinned out evenly, as their pairs grow with the square."""
 WARM_UP_ROUND = 0.1
 """Of the measured time."""
 EVERY_S = 1.0
@@ -39,17 +33,21 @@ PAUSE_S = 0.2
 SETTLE_S = 15.0
 """So long the server may take to notice that everybody has left."""
 ADD_EVERY_S = 20.0
-PAGE_BYTES = 4096
 GUEST = "soak_guest"
 OVERSIZED_BYTES = 2_000_000
 TOO_LONG_WORDS = 12_000
 SHORT, LONG = 8, 160
 """Tokens of an answer."""
+ALL = "all processes"
+WARM_UP, MEASURED = "warm-up", "measured"
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a server and its processes hold. ``s`` are seconds of the run; ``engine`` is what runs in its models."""
+    """What a server and its processes hold. ``s`` are seconds of the run; ``engine`` is what runs in its models.
+
+    ``requests`` were over by then; ``by_process`` is memory in bytes by pid, the server's ``pid`` among them.
+    """
 
     s: float
     memory_bytes: int
@@ -61,6 +59,9 @@ class Footprint:
     running: int
     waiting: int
     engine: int
+    requests: int = 0
+    pid: int = 0
+    by_process: dict[int, int] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -88,16 +89,31 @@ class Soak:
         return sum(sum(ends.values()) for ends in self.ends.values())
 
     @property
-    def growth(self) -> float:
-        return growth_of(self.samples)
+    def growth(self) -> Growth:
+        """Of all processes together."""
+        requests, memory = [each.requests for each in self.samples], [each.memory_bytes for each in self.samples]
+        return growth_of(ALL, requests, memory)
+
+    def by_process(self) -> dict[str, list[tuple[int, int]]]:
+        """Requests that were over and bytes, of each process that was there for at least half of the samples."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for sample in self.samples:
+            for pid, memory in sample.by_process.items():
+                name = "server" if pid == sample.pid else f"model's process {pid}"
+                found.setdefault(name, []).append((sample.requests, memory))
+        return {name: points for name, points in found.items() if len(points) * 2 >= len(self.samples)}
+
+    def growths(self) -> list[Growth]:
+        """Of all together, then of each process."""
+        each = [growth_of(name, *zip(*points, strict=True)) for name, points in self.by_process().items()]
+        return [self.growth, *each]
 
     def complaints(self) -> list[str]:
         """Why it did not pass; none where it did. Raises ``EngineError`` where it was not measured to its end."""
         if self.before is None or self.after is None or not self.samples:
             raise EngineError("The soak was not measured to its end.")
         found = []
-        if self.growth > FLAT:
-            found.append(f"memory grew by {self.growth:.1%}, more than {FLAT:.0%}")
+        found += [f"{growth.name}: {growth}" for growth in self.growths() if not growth.flat]
         if self.after.slots:
             found.append(f"{self.after.slots} slots are taken though nobody asks")
         for name in ("sockets", "tasks"):
@@ -108,28 +124,12 @@ class Soak:
         return found
 
 
-def growth_of(samples: Sequence[Footprint]) -> float:
-    """Of memory over the samples' time, by their line's slope, relative to its median."""
-    seconds, memory = [sample.s for sample in samples], [sample.memory_bytes for sample in samples]
-    return theil_sen(seconds, memory) * (seconds[-1] - seconds[0]) / median(memory) if samples else 0.0
-
-
-def theil_sen(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The median slope between two points; 0 of fewer than two."""
-    step = max(1, len(xs) // MOST_SLOPES)
-    x_N, y_N = np.asarray(xs[::step], dtype=float), np.asarray(ys[::step], dtype=float)
-    first, second = np.triu_indices(len(x_N), 1)
-    apart = x_N[second] > x_N[first]
-    slopes = (y_N[second] - y_N[first])[apart] / (x_N[second] - x_N[first])[apart]
-    return float(np.median(slopes)) if slopes.size else 0.0
-
-
 async def footprint(client: httpx2.AsyncClient, s: float) -> Footprint:
     """Of the server that ``client`` leads to, which runs on this machine. Raises ``ConfigError`` where it does not."""
     said = (await client.get("/health/ready")).json()
     process, requests, engine = said["process"], said["requests"], said["engine"]
     models = engine.get("models", {"": engine})
-    held = await asyncio.to_thread(_held, process["pid"])
+    held = await asyncio.to_thread(holding_of, process["pid"])
     return Footprint(
         s,
         **held,
@@ -137,6 +137,7 @@ async def footprint(client: httpx2.AsyncClient, s: float) -> Footprint:
         running=requests["running"],
         waiting=requests["waiting"],
         engine=sum(model.get("running", 0) for model in models.values()),
+        pid=process["pid"],
     )
 
 
@@ -177,25 +178,34 @@ class Crowd:
             await asyncio.sleep(min(ADD_EVERY_S, left))
 
 
-async def soak(crowd: Crowd, *, seconds: float, sampled: Callable[[Footprint], object]) -> Soak:
-    """Load twice: to warm up, and, once the server was left alone, to measure. ``sampled`` sees each sample.
+async def soak(crowd: Crowd, *, seconds: float, sampled: Callable[[str, Footprint], object]) -> Soak:
+    """Load twice: to warm up, and, once the server was left alone, to measure.
+
+    ``sampled`` sees each sample, with what it is of: ``WARM_UP`` or ``MEASURED``.
 
     The warm-up ends when memory would grow by less than is allowed at the rate of its last tenth, or when it took as
     long as what is measured: a model's attention cache takes memory page by page until it is full.
     """
-    result, warm_up_s = Soak(), 0.0
+    result, warm_up_s, asked = Soak(), 0.0, 0
     async with crowd.open_client() as watching:
         while warm_up_s < seconds:
-            warm_up = await _watched(crowd, watching, seconds * WARM_UP_ROUND, Soak(), sampled)
+            watched = partial(_watch_warm_up, sampled, warm_up_s, asked)
+            warm_up = await _watched(crowd, watching, seconds * WARM_UP_ROUND, Soak(), watched)
             warm_up_s += seconds * WARM_UP_ROUND
+            asked += warm_up.requests
             result.unexpected |= warm_up.unexpected
-            if growth_of(warm_up.samples) <= FLAT * WARM_UP_ROUND:
+            if all(growth.share <= FLAT * WARM_UP_ROUND for growth in warm_up.growths()):
                 break
         result.warm_up_s = warm_up_s
         result.before = await _settled(watching)
-        await _watched(crowd, watching, seconds, result, sampled)
+        await _watched(crowd, watching, seconds, result, partial(sampled, MEASURED))
         result.after = await _settled(watching, result.before)
     return result
+
+
+def _watch_warm_up(sampled: Callable[[str, Footprint], object], began_s: float, asked: int, sample: Footprint) -> None:
+    """A round's sample as one of all rounds."""
+    sampled(WARM_UP, replace(sample, s=began_s + sample.s, requests=asked + sample.requests))
 
 
 async def _watched(
@@ -204,7 +214,8 @@ async def _watched(
     started = time.monotonic()
     asking = asyncio.create_task(crowd.ask(seconds, result))
     while not (await asyncio.wait({asking}, timeout=min(EVERY_S, seconds / 10)))[0]:
-        result.samples.append(await footprint(watching, time.monotonic() - started))
+        sample = await footprint(watching, time.monotonic() - started)
+        result.samples.append(replace(sample, requests=result.requests))
         sampled(result.samples[-1])
     await asking
     return result
@@ -325,39 +336,3 @@ async def _settled(client: httpx2.AsyncClient, like: Footprint | None = None) ->
             return now
         last = now
     return last
-
-
-def _held(pid: int) -> dict[str, int]:
-    family = [Path(f"/proc/{each}") for each in _family(pid)]
-    if not family:
-        raise ConfigError(f"The server's process {pid} is not on this machine: a soak runs beside the server.")
-    held = {"memory_bytes": 0, "processes": len(family), "threads": 0, "files": 0, "sockets": 0}
-    for process in family:
-        with suppress(OSError):  # one that ended meanwhile
-            held["memory_bytes"] += int((process / "statm").read_text("ascii").split()[1]) * PAGE_BYTES
-            held["threads"] += sum(1 for _ in (process / "task").iterdir())
-            names = [_target(each) for each in (process / "fd").iterdir()]
-            held["files"] += len(names)
-            held["sockets"] += sum(name.startswith("socket:") for name in names)
-    return held
-
-
-def _target(link: Path) -> str:
-    with suppress(OSError):
-        return str(link.readlink())
-    return ""
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it that live."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent = stat.read_text("ascii", "replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-    found, latest = [], [pid] if pid in parents else []
-    while latest:
-        found += latest
-        latest = [child for child, parent in parents.items() if parent in latest]
-    return found

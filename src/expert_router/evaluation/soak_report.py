@@ -21,9 +21,13 @@ def soak_as_markdown(
     verdict = "Passed." if not complaints else f"**Not passed**: {'; '.join(complaints)}."
     memory = [sample.memory_bytes / MIB for sample in result.samples]
     line = (
-        f"{verdict} {result.requests} requests; memory {result.growth:+.2%} over the time (Theil-Sen), "
+        f"{verdict} {result.requests} requests; memory {result.growth.share:+.2%} over the time (Theil-Sen), "
         f"{min(memory):.0f} to {max(memory):.0f} MiB."
     )
+    grew = [
+        [each.name, f"{each.share:+.2%}", f"{each.first_half:+,.0f}", f"{each.second_half:+,.0f}", each.verdict]
+        for each in result.growths()
+    ]
     idle = [("before", result.before), ("after", result.after)]
     rows = [
         [name, f"{each.memory_bytes / MIB:.0f}", *(str(getattr(each, count)) for count in COUNTS)]
@@ -36,6 +40,7 @@ def soak_as_markdown(
     ]
     parts = [
         line,
+        markdown_table(["memory", "over the time", "bytes a request, first half", "second half", "verdict"], grew),
         markdown_table(["nobody asks", "MiB", *COUNTS], rows),
         markdown_table(["client", "how its requests ended"], ends),
     ]

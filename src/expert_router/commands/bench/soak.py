@@ -18,9 +18,9 @@ from expert_router.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from expert_router.evaluation.soak import Soak
+    from expert_router.evaluation.soak import Footprint, Soak
     from expert_router.settings import Settings
 
 HELP = "mixed load for half an hour: memory flat, nothing left behind"
@@ -69,7 +69,7 @@ async def _measure(args: Namespace, url: str, admin_key: str | None, questions: 
     import httpx2
     from tqdm import tqdm
 
-    from expert_router.evaluation.soak import Crowd, Footprint, soak
+    from expert_router.evaluation.soak import Crowd, soak
 
     def client() -> httpx2.AsyncClient:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -79,13 +79,26 @@ async def _measure(args: Namespace, url: str, admin_key: str | None, questions: 
     async with client() as waiting:
         await _ready(waiting)
     with tqdm(total=round(seconds), unit="s", disable=None) as bar:
-
-        def sampled(sample: Footprint) -> None:
-            bar.n = round(sample.s)
-            bar.set_postfix_str(f"{sample.memory_bytes / MIB:.0f} MiB, {sample.sockets} sockets, {sample.tasks} tasks")
-
         crowd = Crowd(client, questions, args.clients, args.seed, admin_key)
-        return await soak(crowd, seconds=seconds, sampled=sampled)
+        return await soak(crowd, seconds=seconds, sampled=_progress(bar, seconds))
+
+
+def _progress(bar: Any, seconds: float) -> Callable[[str, Footprint], None]:
+    """Shows each sample on the bar or, where nobody watches a terminal, a tenth of the time apart as a line."""
+    told: set[tuple[str, int]] = set()
+
+    def sampled(phase: str, sample: Footprint) -> None:
+        memory = ", ".join(f"{each / MIB:.0f}" for each in sample.by_process.values())
+        what = f"{sample.requests} requests, {memory} MiB, {sample.sockets} sockets, {sample.tasks} tasks"
+        if not bar.disable:
+            bar.n = round(sample.s)
+            bar.set_description(phase, refresh=False)
+            bar.set_postfix_str(what)
+        elif (tenth := (phase, int(10 * sample.s / seconds))) not in told:
+            told.add(tenth)
+            print(f"{phase}, {sample.s:.0f} s: {what}", file=sys.stderr)
+
+    return sampled
 
 
 async def _ready(client: Any) -> None:
@@ -124,7 +137,8 @@ def _report(folder: Path, about: dict[str, str], result: Soak, complaints: list[
     from expert_router.evaluation.report import write_both
     from expert_router.evaluation.soak_report import soak_as_markdown
 
-    content = {"about": about, "passed": not complaints, "complaints": complaints, "growth": result.growth}
+    growth = [{**asdict(each), "verdict": each.verdict} for each in result.growths()]
+    content = {"about": about, "passed": not complaints, "complaints": complaints, "growth": growth}
     pictures = {}
     try:
         from expert_router.evaluation.pictures import draw_soak
