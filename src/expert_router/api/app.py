@@ -21,6 +21,7 @@ from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, error_response, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
+from expert_router.api.shared_limits import SharedLimits
 from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring
@@ -88,7 +89,8 @@ def create_app(
         return RedirectResponse(home_page)
 
     install_error_handlers(app)
-    guard(app, settings, keyring, system.metrics)
+    shared = SharedLimits(workers.folder / "limits", workers.number) if workers is not None else None
+    guard(app, settings, keyring, system.metrics, shared)
     return app
 
 
@@ -123,11 +125,20 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
             await asyncio.wait({system.reading})
 
 
-def guard(app: FastAPI, settings: Settings, keyring: Keyring, counted: Metrics | None = None) -> None:
-    """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them."""
+def guard(
+    app: FastAPI,
+    settings: Settings,
+    keyring: Keyring,
+    counted: Metrics | None = None,
+    shared: SharedLimits | None = None,
+) -> None:
+    """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them.
+
+    The keys' limits are ``shared`` with other processes.
+    """
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
-    app.add_middleware(Access, keyring=keyring, open_metrics=settings.server.open_metrics)
+    app.add_middleware(Access, keyring=keyring, open_metrics=settings.server.open_metrics, shared=shared)
     if settings.server.cors_origins:
         allow_origins(app, settings.server.cors_origins)
     traced = settings.telemetry.otlp_endpoint is not None
