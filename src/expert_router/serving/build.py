@@ -394,7 +394,8 @@ def _model_source(settings: Settings, name: str, locked: LockedModel, *, progres
 
 @ENGINES.register("llamacpp")
 def _llamacpp(parts: Parts) -> Engine:
-    from expert_router.engines.llama_server import LlamaOptions, load_library
+    from expert_router.engines.llama_process import load_library
+    from expert_router.engines.llama_server import LlamaOptions
     from expert_router.engines.llamacpp import LlamaCppEngine
 
     engine = parts.settings.engine
@@ -416,6 +417,7 @@ def _llamacpp(parts: Parts) -> Engine:
         kv_cache_bytes=engine.kv_cache_bytes,
         max_batch_size=engine.max_batch_size,
         repetition_penalty=engine.repetition_penalty,
+        step_timeout_s=engine.step_timeout_s,
     )
     sources = {
         name: _llama_source(parts.settings, name, locked, progress=parts.progress)
