@@ -19,6 +19,7 @@ import httpx2
 
 from expert_router.engines.child import LOADING_S, longest_step_s, start
 from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.events import EventParser
 from expert_router.engines.llama_process import BATCH_TOKENS, CHILD, LlamaJob
 from expert_router.engines.slots import TokenCounters
 from expert_router.engines.turns import Ticket, Turns
@@ -36,6 +37,7 @@ SLOTS = 16
 """Each keeps its last prompt, and the attention of all others passes over it: more of them make every answer slower."""
 TOKENS_OF_A_SLOT = 1024
 """What the attention cache holds for each, where the settings allow it: a prompt with its passages, and the answer."""
+LAST_EVENT = b"[DONE]"
 LAST_WORDS_S = 5.0
 """A process that broke a connection off is gone within so long."""
 SHUT_DOWN = "The engine was shut down while generating."
@@ -303,10 +305,11 @@ class LlamaServer:
                 response.read()
                 self._receive(request, response.json())
                 return
-            for line in response.iter_lines():
-                said = line.removeprefix("data: ")
-                if said.startswith("{") and self._receive(request, json.loads(said)):
-                    return
+            parser = EventParser()
+            for piece in response.iter_bytes():
+                for event in parser.feed(piece):
+                    if event.data != LAST_EVENT and self._receive(request, json.loads(event.data)):
+                        return
 
     def _receive(self, request: _Request, event: dict[str, Any]) -> bool:
         """Hand over what the server says; true ends the request."""
