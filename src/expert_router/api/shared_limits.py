@@ -53,6 +53,11 @@ class Tally:
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
     def _locked(self) -> int | None:
         try:
             if self._file is None:
@@ -76,8 +81,10 @@ class SharedLimits:
         with suppress(OSError):
             folder.mkdir(exist_ok=True)
         for path in folder.glob("*"):
-            with self.of(path.name).changing() as used:
+            tally = self.of(path.name)
+            with tally.changing() as used:
                 used.get("running", {}).pop(str(process), None)
+            tally.close()
 
     def of(self, key: str) -> Tally:
         """``key`` is its id."""
