@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import support
+from expert_router.keys import changing, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +27,17 @@ def _every_server_stops() -> Iterator[None]:
     yield
     for server in support.started:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.jsonl"
+
+
+@pytest.fixture(scope="module")
+def secret(keys_file: Path) -> str:
+    """Of the one key in it."""
+    key, secret = new_key("laura")
+    with changing(keys_file) as keys:
+        keys[key.id] = key
+    return secret

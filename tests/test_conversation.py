@@ -6,6 +6,7 @@ import pytest
 
 from expert_router.conversation import (
     FOLLOW_UP_WORDS,
+    READ,
     context,
     goes_back,
     is_courtesy,
@@ -183,6 +184,17 @@ def test_endless_courtesies_are_read_at_once(said: str) -> None:
     is_courtesy(said * 2_000 + "zebra")
     goes_back(said * 2_000 + "zebra")
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("said", [" ", ", ", "hi, ", "please ", "ok ", "a", ". x", "word "])
+def test_a_megabyte_is_read_by_its_beginning(said: str) -> None:
+    started = time.process_time()
+    turn = f"x{said * (1_000_000 // len(said))}x"
+    assert len(plain(turn)) <= READ
+    assert not is_courtesy(turn)
+    goes_back(turn)
+    standalone(turn, [turn, turn])
+    assert time.process_time() - started < 2
 
 
 def test_how_much_a_turn_says_of_its_own() -> None:

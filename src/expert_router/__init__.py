@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from expert_router.errors import ExpertRouterError
     from expert_router.facade import ExpertRouter, open  # noqa: A004 - used as expert_router.open
     from expert_router.types import Answer, Decision, Message
+
+# OpenVINO reports each import of it to Google Analytics, without asking, where its telemetry package is found. None of
+# our processes finds it, whichever of our modules imports OpenVINO first.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # what makes an import fail
 
 __all__ = ["Answer", "Decision", "ExpertRouter", "ExpertRouterError", "Message", "open"]
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+READ = 25_600
+"""Characters of a turn that say what it asks, as many as encoders read; the patterns below take long for a megabyte."""
+LONGEST_COURTESY = 1000
 FOLLOW_UP_WORDS = 8
 """A turn with more words than this stands on its own."""
 LEANS_BACK = re.compile(
@@ -81,12 +84,13 @@ _COURTESY = re.compile(
     rf"^(?:(?:{_GREETING}|{_EXCUSE}|{_HOPE}|{_THANKS}|please)\s*(?:[,.:;!?)\u2026]+|-(?=\s))|(?:{_REQUEST})\s*[:,.!?])[\s:)]*",
     re.IGNORECASE,
 )
-_CLOSING = re.compile(rf"[\s,.!?-]+(?:please|pls|{_THANKS})[\s.!?:)]*$", re.IGNORECASE)
+# Only from where a run of signs begins: from each of its places it would take hours for a megabyte of spaces.
+_CLOSING = re.compile(rf"(?<![\s,.!?-])[\s,.!?-]+(?:please|pls|{_THANKS})[\s.!?:)]*$", re.IGNORECASE)
 
 
 def plain(question: str) -> str:
-    """Without greetings, excuses and thanks around it: they say nothing of what it is about."""
-    asked = question.strip()
+    """Without greetings, excuses and thanks around it: they say nothing of what it is about. At most ``READ`` long."""
+    asked = question.lstrip()[:READ].rstrip()
     while (rest := _COURTESY.sub("", asked, count=1)) != asked and re.search(r"\w", rest):
         asked = rest
     rest = _CLOSING.sub("", asked)
@@ -95,6 +99,8 @@ def plain(question: str) -> str:
 
 def is_courtesy(turn: str) -> bool:
     """Whether a turn is thanks, a greeting or a remark and asks nothing: "Great, that helps!", "thanks, will do"."""
+    if len(turn) > LONGEST_COURTESY:
+        return False
     return _NOTHING_ASKED.match(turn) is not None or (says_little(turn) and _REMARK.match(turn) is not None)
 
 
@@ -123,7 +129,7 @@ def says_little(question: str) -> bool:
 
 def goes_back(turn: str) -> bool:
     """Whether it announces an earlier subject: "back to the first one: …"."""
-    return _GOES_BACK.search(turn) is not None
+    return _GOES_BACK.search(turn[:READ]) is not None
 
 
 def context(history: Sequence[str]) -> str:

@@ -126,8 +126,7 @@ class EngineSettings(Section):
     reproducible: bool = False
     """Greedy answers alike alone and in a batch, on any x86 CPU, at about 60 % of the speed under load."""
     step_timeout_s: float | None = Field(default=None, gt=0)
-    """``openvino`` only: a model of which one step takes longer hangs and is replaced; ``None`` derives it from its
-    size."""
+    """An embedded model of which one step takes longer hangs and is replaced; ``None`` derives it from its size."""
     base_url: str = "http://127.0.0.1:9000/v1"
     """``openai_http`` only: where the OpenAI-compatible server is."""
     upstreams: list[str] = []

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.engines.openai_http import OpenAIHTTPEngine, served_model_names
-from expert_router.errors import NotReadyError
-from support import Server, eventually, serve
+from expert_router.errors import EngineError, NotReadyError
+from support import Server, chat_body, eventually, serve
 
 if TYPE_CHECKING:
-    from expert_router.types import Expert
+    from collections.abc import AsyncGenerator, Sequence
+
+    from expert_router.types import Chunk, Expert, GenerationParams, Message
 
 
 def state(server: Server) -> tuple[int, str]:
@@ -120,16 +122,61 @@ def _list_the_models(behind: socket.socket) -> None:
 
 
 class OneExpertRefused(EchoEngine):
-    """As an engine whose adapter for one expert is not the one meant."""
+    """As an engine whose adapter for one expert is not the one meant, until it is ``mended``."""
+
+    mended = False
 
     async def warm_up(self, expert: Expert) -> None:
-        if expert.name == "cars":
+        if expert.name == "cars" and not self.mended:
             raise NotReadyError("The adapter of 'cars' is another one than its manifest names.")
 
 
 def test_an_expert_that_is_refused_is_named_with_the_reason_and_the_others_serve() -> None:
-    with serve(OneExpertRefused(), warm_up=True) as server:
+    engine = OneExpertRefused()
+    with serve(engine, warm_up=True) as server:
         eventually(lambda: state(server) == (200, "degraded"))
         body = server.http.get("/health/ready").json()
         assert body["refused"] == {"cars": "The adapter of 'cars' is another one than its manifest names."}
         assert "cars" in body["reason"]
+        engine.mended = True
+        eventually(lambda: state(server) == (200, "ready"), within_s=10)
+
+
+class LosesItsModel(EchoEngine):
+    """As an engine whose model died: its answers fail, and it cannot be loaded, until it is ``mended``."""
+
+    mended = True
+
+    async def warm_up(self, expert: Expert) -> None:
+        if not self.mended:
+            raise NotReadyError(f"The model of {expert.name!r} cannot be loaded: killed.")
+
+    async def stream(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Chunk]:
+        if not self.mended:
+            raise EngineError("The model's process ended (killed).")
+        async for chunk in super().stream(expert, messages, params):
+            yield chunk
+
+
+def test_it_is_degraded_from_an_answer_that_failed_until_the_expert_can_answer_again() -> None:
+    engine = LosesItsModel()
+    with serve(engine, warm_up=True) as server:
+        eventually(lambda: state(server) == (200, "ready"))
+        engine.mended = False
+        assert server.http.post("/v1/chat/completions", json=chat_body()).status_code == 502
+        assert state(server) == (200, "degraded")
+        assert list(server.http.get("/health/ready").json()["refused"]) == ["sleep"]
+        assert 'expert_router_expert_ready{expert="sleep"} 0' in server.http.get("/metrics").text
+        eventually(lambda: "killed" in server.http.get("/health/ready").json()["refused"]["sleep"], within_s=10)
+        engine.mended = True
+        eventually(lambda: state(server) == (200, "ready"), within_s=10)
+        assert 'expert_router_expert_ready{expert="sleep"} 1' in server.http.get("/metrics").text
+
+
+def test_what_the_caller_did_wrong_is_nobodys_trouble() -> None:
+    with serve(EchoEngine(EchoScript(context_length=8))) as server:
+        refused = server.http.post("/v1/chat/completions", json=chat_body("sleep " * 100))
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+        assert state(server) == (200, "ready")

@@ -108,7 +108,9 @@ def test_a_name_that_is_there_twice_is_the_last_ones(server: Server) -> None:
     assert server.http.post("/query", content=body, headers=JSON).json()["query"] == "two"
 
 
-@pytest.mark.parametrize("unit", ["a", "\N{HOT BEVERAGE}", " a", "\N{COMBINING ACUTE ACCENT}", "<|im_start|>", "\0"])
+@pytest.mark.parametrize(
+    "unit", ["a", "\N{HOT BEVERAGE}", " a", "\N{COMBINING ACUTE ACCENT}", "<|im_start|>", "\0", " ", "hi, "]
+)
 @pytest.mark.timeout(60)
 def test_a_megabyte_of_one_token_is_answered_or_refused_in_seconds(server: Server, unit: str) -> None:
     started = time.monotonic()

@@ -10,7 +10,6 @@ import pytest
 from cli import one_line
 
 from expert_router.engines.echo import EchoEngine
-from expert_router.keys import changing, new_key
 from expert_router.types import Message
 from expert_router.ui.client import ChatClient, Failed, Text
 from support import SLEEP_QUESTION, serve, write_examples
@@ -25,21 +24,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.jsonl"
-
-
-@pytest.fixture(scope="module")
-def secret(path: Path) -> str:
-    key, secret = new_key("laura")
-    with changing(path) as keys:
-        keys[key.id] = key
-    return secret
-
-
-@pytest.fixture(scope="module")
-def server(path: Path, secret: str) -> Iterator[Server]:  # noqa: ARG001 - the file has a key
-    with serve(EchoEngine(), keys=path) as running:
+def server(keys_file: Path, secret: str) -> Iterator[Server]:  # noqa: ARG001 - the file has a key
+    with serve(EchoEngine(), keys=keys_file) as running:
         yield running
 
 

@@ -172,9 +172,9 @@ def test_a_worker_that_dies_is_replaced_and_all_end_together(cli: CommandLine) -
             os.kill(stopped, signal.SIGCONT)
         os.kill(first, signal.SIGKILL)
         assert server.ask().status_code == 200
-        eventually(lambda: len(_workers(server) - {first}) == 2, within_s=20)
-        assert second in _workers(server)
-        workers = _workers(server)
+        eventually(lambda: len(worker_ids(server) - {first}) == 2, within_s=20)
+        assert second in worker_ids(server)
+        workers = worker_ids(server)
         status, error = server.end()
         assert (status, "Traceback" in error) == (0, False)
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -194,9 +194,9 @@ def test_a_scrape_tells_of_all_workers_and_of_one_that_was_replaced(cli: Command
         for _ in range(6):
             assert server.ask().status_code == 200
         assert [sum(_told(server, "requests_total").values()) for _ in range(4)] == [6.0] * 4
-        killed = max(_workers(server))
+        killed = max(worker_ids(server))
         os.kill(killed, signal.SIGKILL)
-        eventually(lambda: killed not in _workers(server), within_s=20)
+        eventually(lambda: killed not in worker_ids(server), within_s=20)
         eventually(lambda: _told(server, "worker_up") == both, within_s=30)
         assert sum(_told(server, "requests_total").values()) <= 6
         assert server.end()[0] == 0
@@ -245,7 +245,7 @@ def _refuses_newcomers(url: str) -> None:
     raise AssertionError("the server still takes requests")
 
 
-def _workers(server: Serving) -> set[int]:
+def worker_ids(server: Serving) -> set[int]:
     pid = server.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
@@ -262,7 +262,7 @@ def _told(server: Serving, name: str) -> dict[str, float]:
 
 def _two_workers(server: Serving) -> tuple[int, int]:
     """Their ids, once one of them answers."""
-    eventually(lambda: len(_workers(server)) == 2, within_s=20)
-    first, second = _workers(server)
+    eventually(lambda: len(worker_ids(server)) == 2, within_s=20)
+    first, second = worker_ids(server)
     eventually(lambda: server.ask().status_code == 200, within_s=20)
     return first, second

@@ -164,6 +164,23 @@ def test_the_page_beside_it_trusts_its_certificate_and_no_other_client_does(
         assert isinstance(asyncio.run(ChatClient(server.url).models()), Failed)
 
 
+def test_its_health_is_asked_by_the_servers_own_settings(
+    cli: CommandLine, certificate: Path, private_key: Path, tmp_path: Path
+) -> None:
+    everywhere = {"EXPERT_ROUTER_SERVER__HOST": "0.0.0.0", "EXPERT_ROUTER_SERVER__INSECURE": "true"}
+    own = encrypted(cli, certificate, private_key)
+    own = replace(own, settings={**own.settings, **everywhere})
+    with serving(own, "--no-page") as server:
+        port = {"EXPERT_ROUTER_SERVER__PORT": server.url.rpartition(":")[2]}
+        asking = replace(own, settings={**own.settings, **port})
+        done = asking.run("health")
+        assert (done.status, done.out, done.error) == (0, "ready\n", "")
+        other = tmp_path / "gone.pem"
+        done = replace(asking, settings={**asking.settings, "EXPERT_ROUTER_SERVER__TLS_CERT": str(other)}).run("health")
+        assert (done.status, done.error) == (1, "")
+        assert done.out.startswith(f"unreachable: {server.url}/health/ready: ")
+
+
 def test_a_certificate_may_have_its_key_in_the_same_file(cli: CommandLine, certificate: Path) -> None:
     certificate.write_text(CERTIFICATE + PRIVATE_KEY)
     with serving(encrypted(cli, certificate, None), "--no-page") as server:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from expert_router.engines.batching import Batcher
-from expert_router.engines.stepping import FAILED_STEPS, Stepper, TokenBatch
+from expert_router.engines.child import FAILED_STEPS
+from expert_router.engines.stepping import Stepper, TokenBatch
 from expert_router.errors import EngineError, EngineTimeoutError, OverloadedError
 from support import until
 

@@ -9,7 +9,7 @@ import pytest
 from test_llamacpp import loaded  # noqa: F401 - a fixture
 from test_openvino import BASE, engine, model  # noqa: F401 - fixtures
 
-from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.control_tokens import CHARACTERS_A_TOKEN, ControlTokens
 from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.weights.gguf_head import control_tokens
@@ -69,6 +69,39 @@ def test_a_megabyte_of_them_is_too_long_within_seconds(encode: Encode) -> None:
     started = time.monotonic()
     assert len(encode(talk("<|im_start|>" * 80_000))) >= 8192
     assert time.monotonic() - started < 20
+
+
+MEGABYTES = {
+    "one word": "word " * 200_000,
+    "different words": " ".join(f"{n * 7919 % 1_000_003:x}" for n in range(170_000)),
+    "no words": "a" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES)
+def test_of_a_megabyte_only_what_shows_that_it_is_too_long_is_encoded(text: str) -> None:
+    encoded: list[int] = []
+
+    def encode(part: str) -> list[int]:
+        encoded.append(len(part))
+        return list(range(len(part) // 4))
+
+    assert len(ControlTokens(()).encoded(text, encode, 8192)) >= 8192
+    assert sum(encoded) <= CHARACTERS_A_TOKEN * 8192
+
+
+def test_a_long_text_of_long_tokens_is_encoded_whole() -> None:
+    def encode(part: str) -> list[int]:
+        return [1] * (len(part) // 100)
+
+    assert len(ControlTokens(()).encoded(" " * 500_000, encode, 8192)) == 5000
+
+
+@pytest.mark.parametrize("text", MEGABYTES.values(), ids=MEGABYTES)
+def test_a_megabyte_is_refused_by_both_without_holding_up_the_others(encode: Encode, text: str) -> None:
+    started = time.process_time()
+    assert len(encode(talk(text))) >= 8192
+    assert time.process_time() - started < 2
 
 
 def test_both_engines_encode_it_alike(model: LoadedModel, loaded: LlamaCppEngine) -> None:  # noqa: F811

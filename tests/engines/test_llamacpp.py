@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,7 +45,7 @@ from expert_router.engines.gguf import requantise
 from expert_router.engines.llama_files import base_file, lora_file, write_lora_file
 from expert_router.engines.llama_server import LlamaOptions, LlamaServer
 from expert_router.engines.llamacpp import LlamaCppEngine, LlamaSource, greedy_answer
-from expert_router.errors import EngineError, NotReadyError, WeightsError
+from expert_router.errors import EngineError, EngineTimeoutError, NotReadyError, WeightsError
 from expert_router.serving.build import build_engine
 from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
@@ -52,7 +55,6 @@ from support import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from expert_router.engines.llama_files import BaseFile
     from expert_router.types import Quantization
@@ -102,6 +104,9 @@ async def test_a_long_prompt_that_was_left_is_not_read_to_its_end(engine: LlamaC
     assert counters(engine)["generated_tokens"] == before["generated_tokens"]
 
 
+STEP_TIMEOUT_S = 4.0
+"""Of random weights, on a busy machine; the real ones have the time that their size gives them."""
+
 # Adapters
 
 
@@ -150,7 +155,9 @@ class LlamaBench(Bench):
 
 
 def options(slots: int = 4) -> LlamaOptions:
-    return LlamaOptions(threads=2, lone_threads=1, kv_cache_bytes=64 * 1024**2, max_batch_size=slots)
+    return LlamaOptions(
+        threads=2, lone_threads=1, kv_cache_bytes=64 * 1024**2, max_batch_size=slots, step_timeout_s=STEP_TIMEOUT_S
+    )
 
 
 def adapters(engine: LlamaCppEngine) -> dict[str, int]:
@@ -316,3 +323,75 @@ async def test_closing_the_engine_ends_what_runs_and_waits_and_refuses_what_come
             await waiting
         with pytest.raises(EngineError, match="shutting down"):
             await say(engine, experts[0])
+
+
+# Its process
+
+
+def own_processes() -> set[int]:
+    """Of all llama.cpp's servers that this process has started."""
+    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
+    children = {int(child) for task in tasks for child in (task / "children").read_text("ascii").split()}
+    return {child for child in children if b"llama_process" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+async def disturbed(
+    engine: LlamaCppEngine, experts: tuple[Expert, Expert], how: signal.Signals, process: int
+) -> list[BaseException]:
+    """What those are told who are answered or wait when the process is sent a signal."""
+    running = engine.stream(experts[0], [Message("user", PROMPT)], params(1500))
+    for _ in range(3):
+        await anext(running)
+    waiting = asyncio.create_task(say(engine, experts[1]))
+    await asyncio.wait([waiting], timeout=0.1)
+    os.kill(process, how)
+    failed: list[BaseException] = []
+    with pytest.raises(EngineError) as ended:
+        _ = [chunk async for chunk in running]
+    failed.append(ended.value)
+    with pytest.raises(EngineError) as ended:
+        await waiting
+    return [*failed, ended.value]
+
+
+TOLD = {
+    signal.SIGSTOP: (EngineTimeoutError, "The model hangs (it said nothing for 4 s)", "hung: it said nothing for 4 s"),
+    signal.SIGKILL: (EngineError, "The model's process ended (killed", "killed; perhaps the machine's memory is full"),
+}
+
+
+@pytest.mark.parametrize("how", TOLD)
+async def test_one_that_hangs_or_dies_is_replaced_and_all_its_requests_are_told(
+    bench: LlamaBench, experts: tuple[Expert, Expert], said: dict[str, str], how: signal.Signals
+) -> None:
+    kind, told, why = TOLD[how]
+    others = own_processes()
+    async with bench.serving(*experts) as engine:
+        for expert in experts:
+            await engine.warm_up(expert)
+        (process,) = own_processes() - others
+        for error in await disturbed(engine, experts, how, process):
+            assert type(error) is kind
+            assert told in str(error)
+        assert await say(engine, experts[0]) == said["sleep"]
+        (other,) = own_processes() - others
+        assert other != process
+        (ended,) = engine.status()["ended"].values()  # type: ignore[attr-defined]
+        assert (ended["times"], ended["last"]) == (1, why)
+        await until(lambda: counters(engine, "random")["running"] == 0)
+    assert own_processes() == others
+
+
+async def test_one_that_stands_still_while_nobody_asks_is_left_alone(
+    bench: LlamaBench, experts: tuple[Expert, Expert]
+) -> None:
+    others = own_processes()
+    async with bench.serving(*experts) as engine:
+        await engine.warm_up(experts[0])
+        (process,) = own_processes() - others
+        os.kill(process, signal.SIGSTOP)
+        await asyncio.sleep(STEP_TIMEOUT_S / 40)  # nothing is to happen
+        os.kill(process, signal.SIGCONT)
+        assert await say(engine, experts[0])
+        assert own_processes() - others == {process}
+        assert engine.status()["ended"] == {}

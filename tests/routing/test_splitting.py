@@ -99,3 +99,8 @@ def test_a_message_of_any_length_costs_few_looks_at_the_router() -> None:
         looks.clear()
         split_question(question, ("cars", "sleep"), counted)
         assert len(looks) <= 3 * MOST_CUTS + 1
+
+
+def test_a_text_of_a_megabyte_is_not_cut() -> None:
+    text = f"Sleep{' ' * 1_000_000}; and cars?"
+    assert split_question(text, ["sleep", "cars"], lambda _: {}) == {"sleep": text, "cars": text}

@@ -15,7 +15,6 @@ from fake_backend import free_port, wait_until
 from test_page import PAGE, Reader, driver, is_up  # noqa: F401 - a fixture
 
 from expert_router.engines.echo import EchoEngine
-from expert_router.keys import changing, new_key
 from support import serve
 
 if TYPE_CHECKING:
@@ -33,40 +32,27 @@ needs_chromium = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.jsonl"
-
-
-@pytest.fixture(scope="module")
-def secret(path: Path) -> str:
-    key, secret = new_key("laura")
-    with changing(path) as keys:
-        keys[key.id] = key
-    return secret
-
-
-@pytest.fixture(scope="module")
-def backend(path: Path, secret: str) -> Iterator[Server]:  # noqa: ARG001 - the file has a key
-    with serve(EchoEngine(), keys=path) as running:
+def backend(keys_file: Path, secret: str) -> Iterator[Server]:  # noqa: ARG001 - the file has a key
+    with serve(EchoEngine(), keys=keys_file) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def page(backend: Server, path: Path) -> Iterator[str]:
+def page(backend: Server, keys_file: Path) -> Iterator[str]:
     """The page's address; it listens everywhere, as there are keys."""
     port = free_port()
     command = [sys.executable, "-c", PAGE, "--backend", backend.url, "--host", "0.0.0.0", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(path)) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(keys_file)) as process:
         assert process.stdout is not None
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
         yield f"127.0.0.1:{port}"
         process.terminate()
 
 
-def environment(path: Path) -> dict[str, str]:
+def environment(keys_file: Path) -> dict[str, str]:
     import os
 
-    return {**os.environ, "EXPERT_ROUTER_SERVER__KEYS": str(path)}
+    return {**os.environ, "EXPERT_ROUTER_SERVER__KEYS": str(keys_file)}
 
 
 def test_without_a_key_there_is_no_page(page: str, secret: str) -> None:

@@ -18,6 +18,7 @@ from expert_router.keys import secret_in
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from expert_router.api.shared_limits import SharedLimits
     from expert_router.keys import Key, Keyring
 
 OPEN = ("/health/live", "/health/ready")
@@ -31,11 +32,13 @@ FOREIGN = {b"cross-site", b"same-site"}
 class Access:
     """Refuses who has no key with 401 and who has used up its limits with 429; the key is ``scope["state"]["key"]``."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, *, open_metrics: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, *, open_metrics: bool = False, shared: SharedLimits | None = None
+    ) -> None:
         self._app = app
         self._open = (*OPEN, METRICS) if open_metrics else OPEN
         self._keyring = keyring
-        self._limits = RateLimits()
+        self._limits = RateLimits(shared)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -21,6 +21,7 @@ from expert_router.api.browsers import SecurityHeaders, allow_origins
 from expert_router.api.deps import ServingOptions, System
 from expert_router.api.errors import error_object, error_response, install_error_handlers
 from expert_router.api.schemas import ErrorResponse
+from expert_router.api.shared_limits import SharedLimits
 from expert_router.api.time_limit import TimeLimit
 from expert_router.errors import BodyTooLargeError, ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring
@@ -66,7 +67,7 @@ def create_app(
     options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
     keyring = load_keyring(settings)
     system = System(dispatcher, options, live, keyring=keyring, workers=workers)
-    dispatcher.observers.append(system.metrics)
+    dispatcher.observers += [system.metrics, system.standing]
 
     app = FastAPI(
         title="expert-router",
@@ -88,7 +89,8 @@ def create_app(
         return RedirectResponse(home_page)
 
     install_error_handlers(app)
-    guard(app, settings, keyring, system.metrics)
+    shared = SharedLimits(workers.folder / "limits", workers.number) if workers is not None else None
+    guard(app, settings, keyring, system.metrics, shared)
     return app
 
 
@@ -97,9 +99,9 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
     """The system from the application's start to its end."""
     dispatcher, live, workers = system.dispatcher, system.live, system.workers
     if warm_up:
-        system.warm_up = asyncio.create_task(_warm_up(dispatcher))
+        system.warm_up = asyncio.create_task(_warm_up(system))
         system.warm_up.add_done_callback(system.read_examples_after)
-    mending = asyncio.create_task(_mend_warm_up(system))
+    mending = [asyncio.create_task(_mend_warm_up(system)), asyncio.create_task(system.standing.look())]
     watching = asyncio.create_task(_watch(live)) if live is not None else None
     if workers is not None:
         await workers.listen(partial(metrics.exposition, system))
@@ -109,8 +111,9 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
         if watching is not None:
             watching.cancel()
             await asyncio.wait({watching})
-        mending.cancel()
-        await asyncio.wait({mending})
+        for task in mending:
+            task.cancel()
+        await asyncio.wait(mending)
         if system.warm_up is not None:
             system.warm_up.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -122,11 +125,20 @@ async def _running(system: System, warm_up: bool, _: FastAPI) -> AsyncIterator[N
             await asyncio.wait({system.reading})
 
 
-def guard(app: FastAPI, settings: Settings, keyring: Keyring, counted: Metrics | None = None) -> None:
-    """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them."""
+def guard(
+    app: FastAPI,
+    settings: Settings,
+    keyring: Keyring,
+    counted: Metrics | None = None,
+    shared: SharedLimits | None = None,
+) -> None:
+    """What every request to ``app`` passes first, the last one here the very first. ``counted`` tells of them.
+
+    The keys' limits are ``shared`` with other processes.
+    """
     app.add_middleware(BodyLimit, max_body_bytes=settings.server.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=settings.server.request_timeout_s)
-    app.add_middleware(Access, keyring=keyring, open_metrics=settings.server.open_metrics)
+    app.add_middleware(Access, keyring=keyring, open_metrics=settings.server.open_metrics, shared=shared)
     if settings.server.cors_origins:
         allow_origins(app, settings.server.cors_origins)
     traced = settings.telemetry.otlp_endpoint is not None
@@ -149,22 +161,20 @@ async def _watch(live: LiveExperts) -> None:
     await live.watch()
 
 
-async def _warm_up(dispatcher: Dispatcher) -> dict[str, str]:
+async def _warm_up(system: System) -> None:
     """Load the base model, then what each expert answers with; an expert that is refused does not stop the others."""
+    dispatcher = system.dispatcher
     experts = dispatcher.experts  # of one version, whatever comes and goes meanwhile
     try:
         await dispatcher.engine.warm_up(experts[GENERAL])
     except Exception:
         logger.exception("the engine could not be made ready")
         raise
-    refused = {}
     for name in sorted(experts.keys() - {GENERAL}):
         try:
             await dispatcher.engine.warm_up(experts[name])
         except NotReadyError as error:
-            logger.warning("expert refused", extra={"expert": name, "reason": error.message})
-            refused[name] = error.message
-    return refused
+            system.standing.failed(name, error.message)
 
 
 async def _mend_warm_up(system: System) -> None:
@@ -176,7 +186,7 @@ async def _mend_warm_up(system: System) -> None:
             return
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, 60.0)
-        again = asyncio.create_task(_warm_up(system.dispatcher))
+        again = asyncio.create_task(_warm_up(system))
         try:
             await asyncio.wait({again})
         except asyncio.CancelledError:

@@ -17,6 +17,7 @@ from pydantic import WithJsonSchema
 from expert_router.errors import ExpertRouterError, NotReadyError
 from expert_router.keys import Keyring, hash_of, secret_in
 from expert_router.serving.dispatcher import Dispatcher  # noqa: TC001 - FastAPI reads the annotation
+from expert_router.serving.standing import Standing
 from expert_router.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -52,13 +53,17 @@ class System:
     metrics: Metrics = field(default_factory=Metrics)
     workers: Workers | None = None
     """The processes that this is one of; ``None`` where it is the only one."""
-    warm_up: asyncio.Task[dict[str, str]] | None = None
-    """Gives the experts that cannot answer, and why."""
+    warm_up: asyncio.Task[None] | None = None
     reading: asyncio.Task[None] | None = None
     """Of the router's examples, for explanations: nobody waits for it."""
     keyring: Keyring = field(default_factory=Keyring)
+    standing: Standing = field(init=False)
+    """Which experts cannot answer now."""
 
-    def read_examples_after(self, warm_up: asyncio.Task[dict[str, str]]) -> None:
+    def __post_init__(self) -> None:
+        self.standing = Standing(self.dispatcher)
+
+    def read_examples_after(self, warm_up: asyncio.Task[None]) -> None:
         if not warm_up.cancelled():
             self.read_examples()
 

@@ -53,12 +53,10 @@ def readiness(system: System) -> tuple[str, str | None, dict[str, str]]:
         return "loading", str(unusable or "the models are being loaded"), {}
     if unusable:
         return "failed", str(unusable), {}
-    if warm_up is None or warm_up.cancelled() or (warm_up.exception() is not None and "unusable" in status):
-        return "ready", None, {}
-    if (error := warm_up.exception()) is not None:
+    error = None if warm_up is None or warm_up.cancelled() else warm_up.exception()
+    if error is not None and "unusable" not in status:
         explained = isinstance(error, ExpertRouterError)
         return "failed", str(error) if explained else "the engine could not be started; see the log", {}
-    refused = warm_up.result()
-    if refused:
+    if refused := system.standing.refused():
         return "degraded", f"refused: {', '.join(refused)}", refused
     return "ready", None, {}

@@ -1,4 +1,4 @@
-"""How much a key may ask for in a minute, and at once. Each process counts for itself.
+"""How much a key may ask for in a minute, and at once, of all processes together that answer on one address.
 
 Token buckets (Turner, "New directions in communications", 1986): a bucket holds a minute's worth and is filled evenly.
 A request is taken from it when it comes; tokens are when they are known, which may leave less than nothing: what was
@@ -18,6 +18,7 @@ from expert_router.types import Done, Text
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
+    from expert_router.api.shared_limits import SharedLimits, Tally
     from expert_router.keys import Key
     from expert_router.types import ChatRequest, Event
 
@@ -46,17 +47,27 @@ class Bucket:
     def take(self, amount: float) -> None:
         self._level = self.level - amount
 
+    def said(self) -> list[float]:
+        """What another of the same limit, by the same clock, goes on with."""
+        return [self.limit, self.level, self._at]
+
+    def go_on(self, said: list[float]) -> None:
+        if said[:1] == [self.limit]:
+            _, self._level, self._at = said
+
     def wait_s(self, level: float) -> float:
         """Until it holds so much."""
         return max(0.0, (level - self.level) * MINUTE_S / self.limit)
 
 
 class KeyLimits:
-    """What is left of one key's limits."""
+    """What is left of one key's limits; with a ``tally`` of what all processes that have it leave."""
 
-    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic, tally: Tally | None = None) -> None:
         self._running = 0
+        self._running_elsewhere = 0
         self._clock = clock
+        self._tally = tally
         self._buckets: dict[str, Bucket] = {}
         self._set(key)
 
@@ -68,24 +79,27 @@ class KeyLimits:
     @contextmanager
     def request(self) -> Iterator[None]:
         """One that runs. Raises ``RateLimitError`` when it may not."""
-        requests, tokens = self._buckets.get("requests"), self._buckets.get("tokens")
-        if self._running >= (self._key.max_running or inf):
-            raise _refusal(f"{self._key.max_running} requests at once", SOONEST_S)
-        if tokens is not None and tokens.level < 1:
-            raise _refusal(f"{tokens.limit} tokens a minute", tokens.wait_s(1))
-        if requests is not None:
-            if requests.level < 1:
-                raise _refusal(f"{requests.limit} requests a minute", requests.wait_s(1))
-            requests.take(1)
-        self._running += 1
+        with self._together():
+            requests, tokens = self._buckets.get("requests"), self._buckets.get("tokens")
+            if self._running + self._running_elsewhere >= (self._key.max_running or inf):
+                raise _refusal(f"{self._key.max_running} requests at once", SOONEST_S)
+            if tokens is not None and tokens.level < 1:
+                raise _refusal(f"{tokens.limit} tokens a minute", tokens.wait_s(1))
+            if requests is not None:
+                if requests.level < 1:
+                    raise _refusal(f"{requests.limit} requests a minute", requests.wait_s(1))
+                requests.take(1)
+            self._running += 1
         try:
             yield
         finally:
-            self._running -= 1
+            with self._together():
+                self._running -= 1
 
     def charge(self, tokens: int) -> None:
-        if "tokens" in self._buckets:
-            self._buckets["tokens"].take(tokens)
+        with self._together():
+            if "tokens" in self._buckets:
+                self._buckets["tokens"].take(tokens)
 
     async def metered(self, events: AsyncGenerator[Event], request: ChatRequest) -> AsyncGenerator[Event]:
         """The same events, charged when they end; who leaves before is charged for the pieces until then."""
@@ -112,6 +126,21 @@ class KeyLimits:
             )
         ]
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Go on with what all processes have used, and let them go on with what this one uses."""
+        if self._tally is None or not (self._buckets or self._key.max_running):
+            yield
+            return
+        with self._tally.changing() as used:
+            for what, bucket in self._buckets.items():
+                bucket.go_on(used.get(what, []))
+            running: dict[str, int] = used.get("running", {})
+            self._running_elsewhere = sum(running.values()) - running.get(self._tally.process, 0)
+            yield
+            used.update({what: bucket.said() for what, bucket in self._buckets.items()})
+            used["running"] = {**running, self._tally.process: self._running}
+
     def _set(self, key: Key) -> None:
         self._key = key
         wanted = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
@@ -124,15 +153,17 @@ class KeyLimits:
 
 
 class RateLimits:
-    """Of all keys that have asked."""
+    """Of all keys that have asked; ``shared`` with other processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedLimits | None = None) -> None:
+        self._shared = shared
         self._by_key: dict[str, KeyLimits] = {}
 
     def of(self, key: Key) -> KeyLimits:
         limits = self._by_key.get(key.id)
         if limits is None:
-            limits = self._by_key[key.id] = KeyLimits(key)
+            tally = self._shared.of(key.id) if self._shared is not None else None
+            limits = self._by_key[key.id] = KeyLimits(key, tally=tally)
         limits.follow(key)
         return limits
 

@@ -64,10 +64,10 @@ def main(args: Namespace) -> int:
     require_closed(listener, settings, insecure=args.insecure)
     address = reachable(listener, settings)
     if args.ray:
-        return _main_on_ray(settings, listener)
+        return _main_on_ray(settings, listener, address)
     workers = settings.server.workers if args.workers is None else args.workers
     if workers != 1:
-        return _main_with_workers(args, settings, listener, workers)
+        return _main_with_workers(args, settings, listener, workers, address)
     parts = build_parts(settings, progress=True)
     dispatcher = build_system(parts)
     if settings.engine.name == "openvino":
@@ -116,7 +116,7 @@ def run_app(app: FastAPI, settings: Settings, listener: socket.socket, grace_s: 
     EndingServer(config, settings.server.shutdown_grace_s if grace_s is None else grace_s).run(sockets=[listener])
 
 
-def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int) -> int:
+def _main_with_workers(args: Namespace, settings: Settings, listener: socket.socket, workers: int, address: str) -> int:
     """The page keeps its conversations in its process, which the next click may not reach: it runs beside them."""
     from expert_router.commands.serve_workers import run_workers
     from expert_router.serving.embedded import prepare_base_model
@@ -131,13 +131,12 @@ def _main_with_workers(args: Namespace, settings: Settings, listener: socket.soc
     if settings.engine.name == "openvino":
         prepare_base_model(settings, settings.engine.base_model, progress=True)
     listener.listen(BACKLOG)
-    address = reachable(listener, settings)
     _announce(address, settings, with_page=False)
     print(f"  {workers} workers; the chat page apart: expert-router chat-page --backend {address}\n", flush=True)
     return run_workers(settings, listener, workers, warm_up=not args.lazy)
 
 
-def _main_on_ray(settings: Settings, listener: socket.socket) -> int:
+def _main_on_ray(settings: Settings, listener: socket.socket, address: str) -> int:
     """Until asked to end. Ray's proxies listen on every node, so that this process only finds out if they can."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported, which would report its use
     try:
@@ -151,7 +150,6 @@ def _main_on_ray(settings: Settings, listener: socket.socket) -> int:
     if settings.engine.name == "openvino":
         prepare_base_model(settings, settings.engine.base_model, progress=True)
     host, port = listener.getsockname()[:2]
-    address = reachable(listener, settings)
     listener.close()
     asked_to_end = threading.Event()
     try:

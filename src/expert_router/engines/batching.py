@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import signal
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
-from expert_router.engines.child import child
+from expert_router.engines.child import LOADING_S, speaks, start
 from expert_router.engines.slots import TokenCounters
-from expert_router.engines.stepping import BROKEN, FAILED_STEPS, OUT_OF_MEMORY, Event, TokenBatch, is_last
-from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError, NotReadyError
+from expert_router.engines.stepping import Event, TokenBatch, is_last
+from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -32,11 +29,6 @@ KERNELS = 128
 """So many compiled kernels of each sort a pipeline keeps; the least recently used go first. Each number of tokens that
 a step may have, 256 of them, has its own: kept for ever they take 1.7 MiB a number in a model of 135 M weights, 430 in
 all. One that is compiled anew takes 3 ms of a step; those that recur while answers are written are kept."""
-LOADING_S = 120.0
-"""So long at least may a model take to load."""
-LOOKS = 20
-"""So often in its time is looked whether a step is over. Looks are counted, not seconds: a machine that was suspended,
-or a server that was stopped, passes any time in one of them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -129,7 +121,7 @@ class Batcher:
     def _read(self) -> None:
         hangs = False
         with suppress(EOFError, OSError):  # a process that dies closes the connection, or resets it
-            while not (hangs := not _speaks(self._connection, self._step_timeout_s, self._awaits)):
+            while not (hangs := not speaks(self._connection, self._step_timeout_s, self._awaits)):
                 self.counters, events = self._connection.recv()
                 self._deliver(events)
         how = self._stop()
@@ -180,53 +172,14 @@ def start_pipeline(
 ) -> Batcher:
     """Load the model in a process of its own; ``scheduler`` and ``device`` are the library's settings.
 
-    A command of its own, not ``multiprocessing``: that would run a caller's script again to import it, and a worker of
-    ``serve --workers`` may not have children. ``died`` also hears of one that ends while it loads. Raises
-    ``NotReadyError``.
+    ``died`` also hears of one that ends while it loads. Raises ``NotReadyError``.
     """
-    ours, theirs = Pipe()
-    command, environment = child(CHILD)
-    environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # it keeps what the runtime's cache drops
-    with theirs:
-        process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment)  # noqa: S603 - our own
-
-    def stop() -> str:
-        process.kill()
-        return _how_it_ended(process.wait())
-
-    loading_s = max(LOADING_S, 2 * step_timeout_s)
-    try:
-        ours.send((str(folder), dict(scheduler), {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS, **device}))
-        if _speaks(ours, loading_s, lambda: True):
-            why = ours.recv()
-        else:
-            died(why := f"it took longer than {loading_s:g} s")
-    except (EOFError, OSError):
-        how = stop()
-        died(how)
-        why = f"its process ended ({how})"
-    if why is not None:
-        stop()
-        ours.close()
-        raise NotReadyError(f"The model in {folder} cannot be loaded: {why}")
-    return Batcher(ours, stop, name, step_timeout_s=step_timeout_s, died=died)
-
-
-def _speaks(connection: Connection[Any, Any], limit_s: float, awaited: Callable[[], bool]) -> bool:
-    """Wait until there is something to receive; false when it was awaited for so long in vain."""
-    looks = 0
-    while not connection.poll(limit_s / LOOKS):
-        looks = looks + 1 if awaited() else 0
-        if looks >= LOOKS:
-            return False
-    return True
-
-
-def _how_it_ended(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "killed; perhaps the machine's memory is full"
-    if status == OUT_OF_MEMORY:
-        return "out of memory"
-    if status == BROKEN:
-        return f"{FAILED_STEPS} steps failed in a row"
-    return f"by signal {-status}" if status < 0 else f"with status {status}"
+    connection, stop, _ = start(
+        CHILD,
+        (str(folder), dict(scheduler), {"CPU_RUNTIME_CACHE_CAPACITY": KERNELS, **device}),
+        f"The model in {folder} cannot be loaded",
+        loading_s=max(LOADING_S, 2 * step_timeout_s),
+        died=died,
+        proposed={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNELS)},  # it keeps what the runtime's cache drops
+    )
+    return Batcher(connection, stop, name, step_timeout_s=step_timeout_s, died=died)

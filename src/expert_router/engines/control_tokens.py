@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 2
 """What is shorter cannot be cut."""
+CHARACTERS_A_TOKEN = 8
+"""More than a token of ordinary text has."""
 
 
 class ControlTokens:
@@ -39,12 +41,19 @@ class ControlTokens:
         return prompt.split(self._cut)
 
     def encoded(self, prompt: str, encode: Callable[[str], list[int]], enough: int) -> list[int]:
-        """What the template made of them, part by part; no more than ``enough`` tokens' worth of parts is encoded.
+        """What the template made of them, part by part; no more than about ``enough`` tokens' worth is encoded.
 
-        A megabyte of control tokens has a hundred thousand parts, and is too long for any model well before.
+        A megabyte is too long for any model well before its end, and to encode it holds Python's lock for seconds. A
+        long part's beginning says whether the rest is needed: all but its last word is encoded as it is in the whole.
         """
         ids: list[int] = []
         for part in self.parts(prompt):
+            length = CHARACTERS_A_TOKEN * enough
+            while length < len(part):
+                begun = encode(part[:length])
+                if len(ids) + len(begun) >= enough:
+                    return ids + begun
+                length *= 2
             ids += encode(part)
             if len(ids) >= enough:
                 break

@@ -1,31 +1,33 @@
-"""One base model in llama.cpp's server, in this process, with the adapters that it can answer with.
+"""One base model in llama.cpp's server, in a process of its own, with the adapters that it can answer with.
 
-xllamacpp runs the server's loop in a thread of its own; a request blocks the thread that makes it, so each that runs
-has one. Only the server's HTTP door leads to its tokenizer and chat template: it opens on the loopback address, on a
-port that the system chooses, with a key that nobody else knows.
+A request blocks the thread that makes it, so each that runs has one. A server that says nothing for too long while one
+waits for it hangs and is ended; as when it dies by itself, all its requests are told, and nobody asks it any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import secrets
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from expert_router.engines.child import LOADING_S, longest_step_s, start
 from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.events import EventParser
+from expert_router.engines.llama_process import BATCH_TOKENS, CHILD, LlamaJob
 from expert_router.engines.slots import TokenCounters
 from expert_router.engines.turns import Ticket, Turns
-from expert_router.errors import EngineError, ExpertRouterError, NotReadyError
+from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError, NotReadyError
 from expert_router.weights.gguf_head import control_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from expert_router.engines.llama_files import BaseFile
@@ -35,8 +37,10 @@ SLOTS = 16
 """Each keeps its last prompt, and the attention of all others passes over it: more of them make every answer slower."""
 TOKENS_OF_A_SLOT = 1024
 """What the attention cache holds for each, where the settings allow it: a prompt with its passages, and the answer."""
-BATCH_TOKENS = 512
-"""So many tokens of prompts are read at once; that a request was left is noticed in between."""
+LAST_EVENT = b"[DONE]"
+LAST_WORDS_S = 5.0
+"""A process that broke a connection off is gone within so long."""
+SHUT_DOWN = "The engine was shut down while generating."
 SMALLEST_CACHE = 256
 """Tokens. llama.cpp rounds up to a multiple of it."""
 
@@ -51,6 +55,8 @@ class LlamaOptions:
     max_batch_size: int
     repetition_penalty: float = 1.0
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
+    step_timeout_s: float | None = None
+    """``None`` derives it from the model's size."""
 
     @property
     def slots(self) -> int:
@@ -100,10 +106,18 @@ class _Request(Ticket):
 class LlamaServer:
     """``loras`` by what names them here. Thread-safe; all but ``generate`` blocks.
 
-    Raises ``NotReadyError`` when xllamacpp cannot load the files.
+    ``died`` is told why its process ended, unless it was closed; it is called in another thread. Raises
+    ``NotReadyError`` when xllamacpp cannot load the files.
     """
 
-    def __init__(self, name: str, base: BaseFile, loras: Mapping[str, Path], options: LlamaOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        base: BaseFile,
+        loras: Mapping[str, Path],
+        options: LlamaOptions,
+        died: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.name = name
         self.adapters = tuple(loras)
         self.counters = TokenCounters()
@@ -117,19 +131,34 @@ class LlamaServer:
         self.proofs: dict[str, Future[None]] = {}
         """By adapter, from the first time it is asked: its proof, which may still run."""
         key = secrets.token_urlsafe()
-        self._server = _start(base, list(loras.values()), key, options)
+        self._died = died
+        self._ended: EngineError | None = None
+        self._ending = threading.Lock()
+        self._over = threading.Event()
+        self._limit_s = options.step_timeout_s or longest_step_s(base.size_bytes, BATCH_TOKENS)
+        files = tuple(map(str, loras.values()))
+        job = LlamaJob(str(base.path), files, key, options.slots, cached, options.threads, options.lone_threads)
+        cannot = f"llama.cpp cannot load {base.path} with {len(loras)} adapters"
+        loading_s = max(LOADING_S, 2 * self._limit_s)
+        self._connection, self._stop, (address,) = start(CHILD, job, cannot, loading_s=loading_s, died=died)
         self._http = httpx2.Client(
-            base_url=self._server.listening_address,
+            base_url=address,
             headers={"Authorization": f"Bearer {key}"},
-            trust_env=False,  # no proxy leads to this process
-            timeout=60.0,
+            trust_env=False,  # no proxy leads to this machine
+            timeout=self._limit_s,
         )
         self._turns: Turns[_Request] = Turns(options.slots, cached, self._begin)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix=f"llama-{name}")
+        self._watcher = threading.Thread(target=self._watch, name=f"from-{name}", daemon=True)
+        self._watcher.start()
         loaded = [each["path"] for each in self._call("GET", "/lora-adapters")]
         if loaded != [str(file) for file in loras.values()]:  # requests name them by their place in this list
             self.close()
             raise NotReadyError(f"{name} has loaded other adapters than it was given: {loaded}.")
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The conversation in the model's chat template, whose marks count nowhere else (``ControlTokens``)."""
@@ -156,6 +185,8 @@ class LlamaServer:
         """
         body = self._body(ids, params, adapter, self._penalty if penalty is None else penalty)
         request = _Request(adapter, len(ids) + params.max_tokens, body, asyncio.get_running_loop())
+        if not self.alive:
+            raise self._fresh_error()
         self._turns.enter(request)
         try:
             while True:
@@ -172,11 +203,49 @@ class LlamaServer:
     def close(self) -> None:
         """End what runs and give the memory back. Closing twice is fine."""
         self._closed = True
+        self._end(EngineError(SHUT_DOWN))
+        self._stop()
+        self._watcher.join()
+
+    def _end(self, why: EngineError) -> bool:
+        """Nobody begins from now on; the first reason stands. Whether this is it."""
+        with self._ending:
+            first = self._ended is None
+            self._ended = self._ended or why
         for request in self._turns.close():
-            request.send(EngineError("The engine was shut down while generating."))
+            request.send(self._fresh_error())
+        return first
+
+    def _fresh_error(self) -> EngineError:
+        """For each request its own: what is raised collects where it went."""
+        assert self._ended is not None
+        return type(self._ended)(self._ended.message)
+
+    def _watch(self) -> None:
+        with suppress(EOFError, OSError):  # a process that dies closes the connection, or resets it
+            self._connection.recv()
+        how = self._stop()
+        if self._end(EngineError(f"The model's process ended ({how}); the next question starts another.")):
+            self._died(how)
+        self._over.set()
         self._threads.shutdown(wait=True)
         self._http.close()
-        self._server = None
+        self._connection.close()
+
+    def _hangs(self) -> EngineError:
+        limit = f"it said nothing for {self._limit_s:g} s"
+        if self._end(EngineTimeoutError(f"The model hangs ({limit}) and was ended; ask again to start another.")):
+            self._died(f"hung: {limit}")
+            self._stop()
+        return self._fresh_error()
+
+    def _failed(self, error: Exception, what: str) -> EngineError:
+        """What went wrong: with the process, if it is that."""
+        if isinstance(error, httpx2.ReadTimeout):
+            return self._hangs()
+        if isinstance(error, httpx2.TransportError) and self._over.wait(LAST_WORDS_S):
+            return self._fresh_error()
+        return EngineError(f"{what} ({error}).")
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
@@ -184,7 +253,7 @@ class LlamaServer:
             response.raise_for_status()
             return response.json()
         except (httpx2.HTTPError, RuntimeError, ValueError) as error:  # a closed client raises RuntimeError
-            raise EngineError(f"llama.cpp's server did not do {path} ({error}).") from error
+            raise self._failed(error, f"llama.cpp's server did not do {path}") from error
 
     def _tokens(self, body: dict[str, object]) -> list[int]:
         return [int(token) for token in self._call("POST", "/tokenize", {**body, "parse_special": True})["tokens"]]
@@ -221,14 +290,26 @@ class LlamaServer:
             self.counters.running += 1
         try:
             if not (request.left or self._closed):
-                self._server.handle_completions(request.body, lambda event: self._receive(request, event))
-        except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends this request
-            request.send(EngineError(f"The engine failed while generating ({error})."))
-        why = "The engine was shut down while generating." if self._closed else "The engine ended without a word."
+                self._ask(request)
+        except Exception as error:  # noqa: BLE001 - whatever it is ends this request alone
+            request.send(self._failed(error, "The engine failed while generating"))
         if request.ended is None and not request.left:
-            request.send(EngineError(why))
+            request.send(EngineError(SHUT_DOWN if self._closed else "The engine ended without a word."))
         self._count(request)
         self._turns.leave(request)
+
+    def _ask(self, request: _Request) -> None:
+        """Until the answer's end, or nobody waits for it any more: the connection's end frees the slot."""
+        with self._http.stream("POST", "/v1/completions", json=request.body) as response:
+            if response.is_error:
+                response.read()
+                self._receive(request, response.json())
+                return
+            parser = EventParser()
+            for piece in response.iter_bytes():
+                for event in parser.feed(piece):
+                    if event.data != LAST_EVENT and self._receive(request, json.loads(event.data)):
+                        return
 
     def _receive(self, request: _Request, event: dict[str, Any]) -> bool:
         """Hand over what the server says; true ends the request."""
@@ -247,37 +328,6 @@ class LlamaServer:
             self.counters.finished += isinstance(request.ended, Piece)
             self.counters.failed += isinstance(request.ended, ExpertRouterError)
             self.counters.cancelled += request.ended is None
-
-
-def load_library() -> Any:
-    """The module ``xllamacpp``. Raises ``ImportError`` where it or what it needs is missing."""
-    # Read when the library is loaded: threads that wait for each other by spinning stand still beside a busy neighbour.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return import_module("xllamacpp")
-
-
-def _start(base: BaseFile, loras: Sequence[Path], key: str, options: LlamaOptions) -> Any:
-    """A running ``xllamacpp.Server``."""
-    xllamacpp = load_library()
-    params = xllamacpp.CommonParams()
-    params.model.path = str(base.path)
-    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(file), 0.0) for file in loras]
-    params.n_parallel = options.slots
-    params.n_ctx = cached_tokens(base, options)
-    params.kv_unified = True
-    params.cache_ram_mib = 0  # kept prompts are found by their tokens alone, whatever adapter had read them
-    params.n_batch = params.n_ubatch = BATCH_TOKENS
-    params.cpuparams.n_threads = options.lone_threads
-    params.cpuparams_batch.n_threads = options.threads
-    params.api_keys = [key]
-    params.ui = False
-    params.endpoint_slots = False
-    params.warmup = False
-    params.verbosity = 0
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise NotReadyError(f"llama.cpp cannot load {base.path} with {len(loras)} adapters: {error}") from error
 
 
 def _read(event: dict[str, Any]) -> Piece | EngineError | None:

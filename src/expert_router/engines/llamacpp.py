@@ -1,4 +1,4 @@
-"""The other embedded engine: llama.cpp's server in this process, adapters added while it runs.
+"""The other embedded engine: llama.cpp's server in a process of its own, adapters added while it runs.
 
 One loaded base for all experts on it: an expert costs its adapter's few megabytes, not a model's. Two adapters never
 share a batch, so they take turns. Adapters are fixed when a base is loaded; a new one means to load it anew beside the
@@ -24,6 +24,7 @@ from expert_router.engines.canary import adapter_canary, compare
 from expert_router.engines.llama_files import RECIPE
 from expert_router.engines.llama_server import LlamaServer, cached_tokens
 from expert_router.engines.model_cache import ModelCache
+from expert_router.engines.revival import Revivals
 from expert_router.engines.stopping import StopScanner
 from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Quantization, Served, Usage
@@ -100,8 +101,13 @@ class LlamaCppEngine:
         self._shelves: dict[str, _Shelf] = {}
         self._of_key: dict[str, _Shelf] = {}
         self._servers: ModelCache[LlamaServer] = ModelCache(
-            max_model_bytes, self._load, lambda server: server.size_bytes, LlamaServer.close
+            max_model_bytes,
+            self._load,
+            lambda server: server.size_bytes,
+            LlamaServer.close,
+            lambda server: server.alive,
         )
+        self._revivals = Revivals()
         self._prover = ThreadPoolExecutor(1, thread_name_prefix="llama-proof")
         for expert in experts:
             with suppress(NotReadyError):  # said to whoever asks for it
@@ -156,6 +162,7 @@ class LlamaCppEngine:
                 key: {**asdict(server.counters), "adapters": len(server.adapters)} for key, server in loaded.items()
             },
             "loading": self._servers.loading(),
+            "ended": self._revivals.status(),
             "threads": self._options.threads,
         }
 
@@ -208,8 +215,11 @@ class LlamaCppEngine:
 
     def _load(self, key: str) -> LlamaServer:
         shelf = self._of_key[key]
+        self._revivals.check(key)
         base = self._base(shelf)
-        server = LlamaServer(key, base, self._fitting(shelf, base), self._options)
+        server = LlamaServer(
+            key, base, self._fitting(shelf, base), self._options, lambda why: self._revivals.died(key, why)
+        )
         canary = self._sources[shelf.base].canary
         try:
             if canary is not None:

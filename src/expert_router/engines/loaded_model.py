@@ -15,6 +15,7 @@ import numpy as np
 
 from expert_router.engines.attention_cache import blocks_within
 from expert_router.engines.batching import start_pipeline
+from expert_router.engines.child import longest_step_s
 from expert_router.engines.control_tokens import ControlTokens
 from expert_router.engines.prepared import GRAPH
 from expert_router.engines.vocabulary import vocabulary_of
@@ -31,20 +32,14 @@ if TYPE_CHECKING:
 GIB = 1024**3
 TOKENIZER_LIMIT = 8192
 """The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
+STEP_TOKENS = 256
+"""So many tokens of a prompt a step reads at most, as the library is by default."""
 REPRODUCIBLE = {
     "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, on the CPUs that have it alone
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else a step of one request computes otherwise than a step of several
     "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
 }
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
-
-
-STEP_TOKENS = 256
-"""So many tokens of a prompt a step reads at most, as the library is by default."""
-WEIGHTS_PER_S = 5e9
-"""So many weights (a byte each) times tokens a slow core takes a second: two operations each, 1e10 of them."""
-BESIDE_OTHERS_S = 30.0
-"""What else the machine may have to do, between the steps of the smallest model too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +56,6 @@ class OpenVINOOptions:
     """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
     step_timeout_s: float | None = None
     """``None`` derives it from the model's size."""
-
-
-def longest_step_s(size_bytes: int) -> float:
-    """What takes longer hangs; a slow laptop with a long prompt does not: 40 s for 135 M weights, 400 s for 7 B."""
-    return BESIDE_OTHERS_S + size_bytes * STEP_TOKENS / WEIGHTS_PER_S
 
 
 def _attention_cache(graph: Path, options: OpenVINOOptions) -> dict[str, object]:
@@ -116,7 +106,7 @@ class LoadedModel:
         self.token_ids("first of all")
         vocabulary = vocabulary_of(self._tokenizer)
         self._decode, self._control = vocabulary.decode, ControlTokens(vocabulary.control)
-        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes)
+        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes, STEP_TOKENS)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:

@@ -9,25 +9,18 @@ server's.
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expert_router.engines.child import BROKEN, FAILED_STEPS, OUT_OF_MEMORY, begin
 from expert_router.engines.slots import TokenCounters
 from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
 if TYPE_CHECKING:
-    from expert_router.types import FinishReason
+    from multiprocessing.connection import Connection
 
-FAILED_STEPS = 3
-"""A pipeline of which so many steps fail in a row stays broken: another is started."""
-OUT_OF_MEMORY, BROKEN = 75, 76
-"""Exit statuses of the process."""
-OOM_SCORE = 500
-"""As if it had half of the machine's memory more: where there is none left, a model goes before the server."""
+    from expert_router.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +189,7 @@ class _Pipeline:
 
 def main() -> None:
     """The connection is the standard input. First comes what to load; the answer is ``None`` or why it cannot be."""
-    for asked_to_end in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server may have streams to end
-        signal.signal(asked_to_end, signal.SIG_IGN)
-    _offer_to_die()
-    connection: Connection[Any, Any] = Connection(os.dup(0))
+    connection = begin()
     status = 0
     with suppress(EOFError, OSError):
         try:
@@ -220,10 +210,3 @@ def _run(stepper: Stepper) -> int:
     except MemoryError:
         return OUT_OF_MEMORY
     return BROKEN
-
-
-def _offer_to_die() -> None:
-    """The server loads another model, but nobody would start another server."""
-    score = Path("/proc/self/oom_score_adj")
-    with suppress(OSError, ValueError):  # not Linux
-        score.write_text(str(max(OOM_SCORE, int(score.read_text("ascii")))), "ascii")

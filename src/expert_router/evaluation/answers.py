@@ -15,6 +15,7 @@ import numpy as np
 
 from expert_router.errors import EngineError, ExpertRouterError
 from expert_router.evaluation.intervals import mean, paired_difference, share
+from expert_router.evaluation.percentiles import p50_and
 from expert_router.evaluation.variants import BASE
 from expert_router.knowledge.grounding import is_unknown, texts_read, without_citations
 from expert_router.training.examples import holds_key
@@ -371,16 +372,11 @@ def _latency(answers: Sequence[Scored], *, routed: bool = False) -> Latency | No
     if not timed:
         return None
     return Latency(
-        _percentiles([a.first_token_s for a in timed]),
-        _percentiles([a.answer_s for a in timed]),
+        p50_and(95, [a.first_token_s for a in timed]),
+        p50_and(95, [a.answer_s for a in timed]),
         float(np.mean([a.tokens for a in timed])),
-        _percentiles([a.route_s for a in timed]) if routed else None,
+        p50_and(95, [a.route_s for a in timed]) if routed else None,
     )
-
-
-def _percentiles(seconds: Sequence[float | None]) -> tuple[float, float]:
-    p50, p95 = np.percentile(np.array(seconds, dtype=float), [50, 95])
-    return float(p50), float(p95)
 
 
 def _gate(serving: str, variants: Mapping[str, VariantResult]) -> Gate | None:

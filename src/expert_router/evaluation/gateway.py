@@ -15,12 +15,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import httpx2
-import numpy as np
 from pydantic_core import to_json
 
 from expert_router.engines.http_client import HTTPClient, HTTPClientError
 from expert_router.errors import EngineError
 from expert_router.evaluation.fake_upstream import WORDS
+from expert_router.evaluation.percentiles import p50_and
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +119,7 @@ async def _round(way: Way, bodies: Iterator[bytes], clients: int, seconds: float
     if not samples:
         raise EngineError(f"{way.name} gave no whole answer: {failures[0]}")
     per_s = len(samples) / (time.perf_counter() - started)
-    first_ms, ms = (_percentiles(values) for values in zip(*samples, strict=True))
+    first_ms, ms = (p50_and(99, [1000 * s for s in seconds]) for seconds in zip(*samples, strict=True))
     return _Round(len(samples), len(failures), per_s, ms, first_ms)
 
 
@@ -165,8 +165,3 @@ def _result(way: str, clients: int, streamed: bool, rounds: list[_Round], upstre
         middle(first),
         added(first, [each.first_ms for each in upstream]),
     )
-
-
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    p50, p99 = np.percentile(np.array(values) * 1000, [50, 99])
-    return float(p50), float(p99)

@@ -8,8 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from expert_router.evaluation.percentiles import p50_and
 from expert_router.types import ChatRequest, Done, Message, Text
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ async def measure_load(
         len(samples),
         tokens,
         tokens / seconds,
-        _percentiles([sample.first_token_s for sample in samples]),
-        _percentiles([sample.answer_s for sample in samples]),
+        p50_and(95, [sample.first_token_s for sample in samples]),
+        p50_and(95, [sample.answer_s for sample in samples]),
     )
 
 
@@ -80,8 +79,3 @@ async def _one(dispatcher: Dispatcher, question: str, model: str, params: Genera
             if isinstance(event, Done):
                 tokens = event.usage.completion_tokens
     return _Sample(first, time.perf_counter() - started, tokens)
-
-
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    p50, p95 = np.percentile(np.array(values), [50, 95])
-    return float(p50), float(p95)

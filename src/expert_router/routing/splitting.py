@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 APART = 0.25
 """How much more probable each expert must be on its own side of a cut than on the other one."""
+LONGEST = 4000
+"""Characters. What is longer is a text with a question, and the patterns below take long for it."""
 LIKELY = 0.5
 MOST_CUTS = 24
 """So many places are tried, the strongest joints first: each costs two looks at the router."""
@@ -56,9 +58,10 @@ class _Cut:
 def split_question(question: str, experts: Sequence[str], score: Score) -> dict[str, str]:
     """What each of ``experts`` is asked, in the order of their parts; ``score`` gives each expert's probability.
 
-    An expert that several pieces are for is asked them together. Experts that are not told apart all get the question.
+    An expert that several pieces are for is asked them together. Experts that are not told apart all get the question,
+    and so they do where it is longer than ``LONGEST``.
     """
-    for cut in (_pieces, _in_turns):
+    for cut in (_pieces, _in_turns) if len(question) <= LONGEST else ():
         pieces = cut(question, experts, score)
         parts = {expert: "\n".join(text for text, owner in pieces if owner == expert) for _, expert in pieces}
         if set(parts) == set(experts):

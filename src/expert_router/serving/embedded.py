@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_router.engines.llama_files import BaseFile, base_file, lora_file
-from expert_router.engines.llama_server import LlamaOptions, load_library
+from expert_router.engines.llama_process import load_library
+from expert_router.engines.llama_server import LlamaOptions
 from expert_router.engines.llamacpp import LlamaCppEngine, LlamaSource
 from expert_router.engines.loaded_model import OpenVINOOptions
 from expert_router.engines.openvino import ModelSource, OpenVINOEngine
@@ -65,6 +66,7 @@ def llamacpp_engine(parts: Parts) -> LlamaCppEngine:
         kv_cache_bytes=engine.kv_cache_bytes,
         max_batch_size=engine.max_batch_size,
         repetition_penalty=engine.repetition_penalty,
+        step_timeout_s=engine.step_timeout_s,
     )
     sources = {
         name: _llama_source(parts.settings, name, locked, progress=parts.progress)

@@ -111,7 +111,7 @@ class ChatClient:
         self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self.key = key
-        self._tls = _trusting(certificate) if certificate else httpx2.create_ssl_context()
+        self._tls = trusting(certificate) if certificate else httpx2.create_ssl_context()
 
     def with_key(self, key: str) -> ChatClient:
         """The same with another key; without one it keeps its own."""
@@ -263,7 +263,8 @@ class _ChunkReader:
             self._usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
 
 
-def _trusting(certificate: Path) -> ssl.SSLContext:
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """Of that server alone, whatever name its certificate is for. Raises ``OSError``."""
     context = ssl.create_default_context(cafile=str(certificate))
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False
