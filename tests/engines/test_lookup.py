@@ -14,7 +14,12 @@ from tiny_gguf import prepare_llama
 from expert_router.engines.batching import Batcher, start_pipeline
 from expert_router.engines.loaded_model import REPRODUCIBLE
 from expert_router.engines.lookup import GUESSES, LOOKUP, LookupRoom, lookup_settings
-from support import until
+from expert_router.engines.openvino import OpenVINOEngine
+from expert_router.errors import OverloadedError
+from expert_router.serving.build import build_engine
+from expert_router.serving.parts import Parts
+from expert_router.settings import load_settings
+from support import SLEEP, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,12 +103,20 @@ async def test_many_at_once_say_the_same_with_little_room_in_a_step_or_in_the_ca
     await asyncio.to_thread(batcher.close)
 
 
-async def test_one_that_needs_more_than_there_is_is_answered_alone(
+async def test_one_that_needs_more_than_there_is_has_it_alone_until_it_is_used_up(
     prepared: PreparedModel, expected: list[list[int]]
 ) -> None:
     batcher = start(prepared, num_kv_blocks=8)
-    answers = await asyncio.gather(*(answer(batcher, prompt, max_new_tokens=10) for prompt in prompts()[:8]))
-    assert [tokens(steps) for steps in answers] == [each[:10] for each in expected[:8]]
+    config = {"eos_token_id": expected[0][9], "stop_token_ids": {expected[0][9]}, "ignore_eos": False}
+    ended, too_long, *others = await asyncio.gather(
+        answer(batcher, prompts()[0], max_new_tokens=1000, **config),
+        answer(batcher, prompts()[1], max_new_tokens=1000),
+        *(answer(batcher, prompt, max_new_tokens=10) for prompt in prompts()[2:8]),
+        return_exceptions=True,
+    )
+    assert tokens(ended) == expected[0][: expected[0].index(expected[0][9]) + 1]  # type: ignore[arg-type]
+    assert isinstance(too_long, OverloadedError)
+    assert [tokens(steps) for steps in others] == [each[:10] for each in expected[2:8]]  # type: ignore[arg-type]
     await asyncio.to_thread(batcher.close)
 
 
@@ -171,3 +184,11 @@ def test_it_holds_what_an_answer_may_come_to_need() -> None:
     assert room.take(5, 1, {**config, "max_new_tokens": 1}) is not None
     assert room.take(6, 1, {**config, "max_new_tokens": 1}) is not None
     assert room.take(7, 1, {**config, "max_new_tokens": 1}) is None  # three seats
+
+
+@pytest.mark.parametrize(("passages", "guesses"), [(5, MOST), (0, 0)])
+def test_nothing_is_looked_up_where_nothing_is_read(passages: int, guesses: int) -> None:
+    settings = load_settings("tiny", knowledge={"passages": passages})
+    engine = build_engine(Parts(settings, {"sleep": SLEEP}, progress=False))
+    assert isinstance(engine, OpenVINOEngine)
+    assert engine._options.lookup_tokens == guesses
