@@ -125,6 +125,9 @@ class EngineSettings(Section):
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     reproducible: bool = False
     """Greedy answers alike alone and in a batch, on any x86 CPU, at about 60 % of the speed under load."""
+    lookup_tokens: int = Field(default=7, ge=0, le=31)
+    """``openvino`` only: experts with knowledge quote, so that many tokens of an answer are guessed from what it reads,
+    and checked, at a time; with 0 none."""
     step_timeout_s: float | None = Field(default=None, gt=0)
     """An embedded model of which one step takes longer hangs and is replaced; ``None`` derives it from its size."""
     base_url: str = "http://127.0.0.1:9000/v1"

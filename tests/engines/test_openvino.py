@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -352,6 +353,28 @@ async def test_a_seed_makes_a_sampled_answer_repeat_and_another_changes_it(engin
 async def test_without_a_seed_sampled_answers_differ(engine: OpenVINOEngine) -> None:
     answers = await asyncio.gather(*(ask(engine, LONG_STORY, params(temperature=1.0)) for _ in range(3)))
     assert len({text_of(answer) for answer in answers}) > 1
+
+
+# Quotes
+
+
+async def test_who_quotes_is_answered_with_the_same_words_in_fewer_steps(engine: OpenVINOEngine) -> None:
+    """Alone, at once, and beside one that has nothing to quote; pieces stay whole however many tokens come at once."""
+    quoting = OpenVINOEngine(engine._sources, options(lookup_tokens=7))
+    reader = replace(SLEEP, knowledge=Path("texts"))
+    texts = [MIXED_TEXT, "The oldest town of the valley is Ålesund, on three islands; it burnt down in 1904."]
+    asked = [f"{text}\n\nRepeat the text above word for word." for text in texts]
+    expected = [text_of(await ask(engine, each, params(60))) for each in (*asked, QUESTIONS[3])]
+    alone = [await ask(quoting, each, params(60), expert=reader) for each in asked]
+    together = await asyncio.gather(
+        *(ask(quoting, each, params(60), expert=reader) for each in asked), ask(quoting, QUESTIONS[3], params(60))
+    )
+    assert [text_of(answer) for answer in alone] == expected[:2]
+    assert [text_of(answer) for answer in together] == expected
+    assert all("\ufffd" not in chunk.text for answer in (*alone, *together) for chunk in answer)
+    for answer in alone:
+        assert len(answer) < answer[-1].usage.completion_tokens / 2  # type: ignore[union-attr]
+    await quoting.close()
 
 
 # Slots

@@ -17,6 +17,7 @@ from expert_router.engines.attention_cache import blocks_within
 from expert_router.engines.batching import start_pipeline
 from expert_router.engines.child import longest_step_s
 from expert_router.engines.control_tokens import ControlTokens
+from expert_router.engines.lookup import LOOKUP, lookup_settings
 from expert_router.engines.prepared import GRAPH
 from expert_router.engines.vocabulary import vocabulary_of
 from expert_router.errors import NotReadyError
@@ -54,6 +55,8 @@ class OpenVINOOptions:
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     stack_size: int = 0
     """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
+    lookup_tokens: int = 0
+    """So many tokens of an answer that quotes are guessed from its prompt, and checked, in a step."""
     step_timeout_s: float | None = None
     """``None`` derives it from the model's size."""
 
@@ -84,6 +87,7 @@ class LoadedModel:
         import openvino_genai as genai
 
         self._repetition_penalty = options.repetition_penalty
+        self._lookup_tokens = options.lookup_tokens
         self.name = name
         self.slots = {}
         self._vocabulary = prepared.vocabulary
@@ -96,6 +100,8 @@ class LoadedModel:
             "enable_prefix_caching": True,  # an expert's instructions are read once
         }
         device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
+        if options.lookup_tokens:
+            device[LOOKUP] = True
         try:
             self._tokenizer = genai.Tokenizer(str(prepared.folder))
         except RuntimeError as error:
@@ -124,13 +130,24 @@ class LoadedModel:
         return self._decode(ids)
 
     async def generate(
-        self, ids: Sequence[int], params: GenerationParams, *, slot: int = 0, repetition_penalty: float | None = None
+        self,
+        ids: Sequence[int],
+        params: GenerationParams,
+        *,
+        slot: int = 0,
+        repetition_penalty: float | None = None,
+        quotes: bool = False,
     ) -> AsyncGenerator[TokenBatch]:
-        """Token ids in and out are the tokenizer's, whatever the slot; see ``Batcher.generate``."""
+        """Token ids in and out are the tokenizer's, whatever the slot; see ``Batcher.generate``.
+
+        An answer that ``quotes`` its prompt is looked up there; with another that would cost more than it brings.
+        """
         first = slot * self._vocabulary
         config = self._generation_config(params, first)
         if repetition_penalty is not None:
             config["repetition_penalty"] = repetition_penalty
+        if self._lookup_tokens:
+            config |= lookup_settings(self._lookup_tokens if quotes else 1)
         prompt = np.array([ids], dtype=np.int64) + first
         async with aclosing(self.batcher.generate(prompt, config)) as batches:
             async for batch in batches:

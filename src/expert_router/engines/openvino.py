@@ -107,7 +107,7 @@ class OpenVINOEngine:
             room = min(params.max_tokens, model.context_tokens - prompt_tokens)
             begun = (await asyncio.to_thread(model.token_ids, params.begin))[: room - 1] if params.begin else []
             left = replace(params, max_tokens=room - len(begun))
-            batches = model.generate([*prompt, *begun], left, slot=slot)
+            batches = model.generate([*prompt, *begun], left, slot=slot, quotes=expert.knowledge is not None)
             answer = _to_chunks(batches, model.decode, params, prompt_tokens, begun)
             async with aclosing(answer) as chunks:
                 async for chunk in chunks:

@@ -13,7 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from expert_router.engines.child import BROKEN, FAILED_STEPS, OUT_OF_MEMORY, begin
+from expert_router.engines.lookup import LOOKUP, LookupRoom, lookup_settings
 from expert_router.engines.slots import TokenCounters
 from expert_router.errors import EngineError, ExpertRouterError, OverloadedError
 
@@ -45,16 +48,20 @@ def is_last(event: Event) -> bool:
 class Stepper:
     """``pipeline`` has ``add_request`` and ``step`` as ``openvino_genai.ContinuousBatchingPipeline`` has.
 
+    Where there is a ``room``, requests wait until it has some for them, in the order in which they came.
+
     It is sent ``("add", number, prompt, config)`` and ``("cancel", number)``, and sends its counters with the events
     of each step, also where there are none: ``(TokenCounters, [(number, event), ...])``. Who hears nothing knows that a
     step is not over.
     """
 
-    def __init__(self, pipeline: Any, connection: Connection[Any, Any]) -> None:
+    def __init__(self, pipeline: Any, connection: Connection[Any, Any], room: LookupRoom | None = None) -> None:
         self._pipeline = pipeline
         self._connection = connection
+        self._room = room
+        self._waiting: dict[int, tuple[Any, Any]] = {}
         self._active: dict[int, Any] = {}
-        self._leaving = 0
+        self._leaving: list[int] = []
         self._failed_steps = 0
         self._counters = TokenCounters()
         self._reported = TokenCounters()
@@ -81,17 +88,29 @@ class Stepper:
         while self._connection.poll(0 if self._active or self._leaving else None):
             command, number, *request = self._connection.recv()
             if command == "add":
-                self._add(number, *request)
+                self._waiting[number] = (request[0], request[1])
+                self._counters.running += 1
+                self._let_in()
+            elif self._waiting.pop(number, None) is not None:
+                self._leaving.append(number)
             elif (handle := self._active.pop(number, None)) is not None:
                 with suppress(Exception):  # the pipeline may be broken; the next step will say so
                     handle.cancel()
-                self._leaving += 1
+                self._leaving.append(number)
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            number, (prompt, config) = next(iter(self._waiting.items()))
+            if self._room is not None and (config := self._room.take(number, prompt.size, config)) is None:
+                return
+            del self._waiting[number]
+            self._add(number, prompt, config)
 
     def _add(self, number: int, prompt: Any, config: Any) -> None:
         try:
             self._active[number] = self._pipeline.add_request(number, prompt, config)
-            self._counters.running += 1
         except Exception as error:  # noqa: BLE001 - a C++ library: whatever it throws ends this request
+            self._give_back(number)
             self._counters.failed += 1
             self._report([(number, EngineError(f"The engine refused the request ({error})."))])
 
@@ -111,17 +130,24 @@ class Stepper:
             for number, event in events:
                 self._count(number, event)
         # A cancelled request gives its cache blocks back during the step after, also when nothing else runs.
-        self._counters.running -= self._leaving
-        self._counters.cancelled += self._leaving
-        self._leaving = 0
+        for number in self._leaving:
+            self._give_back(number)
+        self._counters.cancelled += len(self._leaving)
+        self._leaving = []
+        self._let_in()
         return events
+
+    def _give_back(self, number: int) -> None:
+        self._counters.running -= 1
+        if self._room is not None:
+            self._room.give_back(number)
 
     def _count(self, number: int, event: Event) -> None:
         if isinstance(event, TokenBatch):
             self._counters.generated_tokens += len(event.ids)
         if is_last(event):
             del self._active[number]
-            self._counters.running -= 1
+            self._give_back(number)
             self._counters.finished += isinstance(event, TokenBatch)
             self._counters.failed += isinstance(event, ExpertRouterError)
 
@@ -182,6 +208,17 @@ class _Pipeline:
             setattr(config, name, value)
         self._pipeline = genai.ContinuousBatchingPipeline(folder, config, "CPU", device)
         self.step = self._pipeline.step
+        self.room: LookupRoom | None = None
+        if device.get(LOOKUP):
+            self.room = LookupRoom(config.max_num_batched_tokens, self._blocks(), config.max_num_seqs)
+
+    def _blocks(self) -> int:
+        """Of the attention cache: one token takes one of them, and the library says which share that is."""
+        one = {"max_new_tokens": 1, "ignore_eos": True, **lookup_settings(1)}
+        _handle = self.add_request(0, np.zeros((1, 1), np.int64), one)  # kept: a request whose handle goes is dropped
+        self.step()
+        blocks: int = round(100 / self._pipeline.get_metrics().cache_usage)
+        return blocks
 
     def add_request(self, number: int, prompt: Any, config: dict[str, Any]) -> Any:
         return self._pipeline.add_request(number, self._tensor(prompt), self._config(**config))
@@ -200,7 +237,7 @@ def main() -> None:
             status = OUT_OF_MEMORY
         else:
             connection.send(None)
-            status = _run(Stepper(pipeline, connection))
+            status = _run(Stepper(pipeline, connection, pipeline.room))
     os._exit(status)  # nothing is left to save, and the library takes its time
 
 

@@ -36,6 +36,7 @@ def openvino_engine(parts: Parts) -> OpenVINOEngine:
         reproducible=engine.reproducible,
         repetition_penalty=engine.repetition_penalty,
         stack_size=engine.stack_size,
+        lookup_tokens=engine.lookup_tokens if parts.settings.knowledge.passages else 0,
         step_timeout_s=engine.step_timeout_s,
     )
     sources = {
