@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +160,13 @@ async def test_whatever_a_crowd_asks_at_one_slot_each_gets_an_answer_or_a_refusa
     engine = TwoStepEngine()
     answers = MemoryStore(10**6, 60.0)
     dispatcher = build(
-        engine, experts=DOUBTING, knowledge=KNOWLEDGE, max_running=1 + seed % 2, max_queue=9, answers=answers
+        engine,
+        experts=DOUBTING,
+        knowledge=KNOWLEDGE,
+        max_running=1 + seed % 2,
+        max_queue=9,
+        queue_timeout_s=3600,
+        answers=answers,
     )
     tasks: list[asyncio.Task[Answer]] = []
     for _ in range(120):
@@ -173,9 +178,8 @@ async def test_whatever_a_crowd_asks_at_one_slot_each_gets_an_answer_or_a_refusa
             await asyncio.sleep(0)
         if chance.random() < 0.2:
             chance.choice(tasks).cancel()
-    started = time.monotonic()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert time.monotonic() - started < 4  # the queue's time is 5 s: nobody was let in by that alone
+    async with asyncio.timeout(300):  # the queue's time is an hour: nobody is let in or refused by that alone
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert engine.most == 1 + seed % 2
     assert not [e for e in ended if isinstance(e, Exception) and not isinstance(e, ExpertRouterError)]
     assert sum(not isinstance(each, BaseException) for each in ended) > 20
