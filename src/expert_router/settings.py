@@ -161,7 +161,11 @@ class ServingSettings(Section):
     max_queue: int = Field(default=256, ge=0)
     client_share: float = Field(default=0.5, gt=0, le=1)
     """One client may take so much of the queue that others leave; 1 lets it take all."""
+    expected_wait_s: float | None = Field(default=1.0, gt=0)
+    """A request over HTTP whose turn is farther off, by the measured rate, is refused at once, so that those that are
+    let in keep their latency; with `Prefer: wait=10` it names its own time. ``None``: as `queue_timeout_s`."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
+    """So long a request waits for its turn at most, whatever it prefers."""
     max_tokens: int = Field(default=256, ge=1)
     """Used when a request names no limit."""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import ExitStack, suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,17 @@ async def refused(work: Coroutine[object, object, None]) -> OverloadedError:
     return caught.value
 
 
-async def enter_and_leave(door: Admission, deadline: float | None = None) -> None:
-    async with door.slot(ticket=Ticket(deadline=inf if deadline is None else deadline)):
+async def pass_through(door: Admission, ticket: Ticket) -> None:
+    async with door.slot(ticket=ticket):
         pass
+
+
+async def enter_and_leave(door: Admission, deadline: float | None = None) -> None:
+    await pass_through(door, Ticket(deadline=inf if deadline is None else deadline))
+
+
+async def enter_in(door: Admission, expected_wait_s: float) -> None:
+    await pass_through(door, Ticket(expected_wait_s=expected_wait_s))
 
 
 def door_of(
@@ -344,6 +353,45 @@ async def test_the_queues_own_time_is_the_deadline_of_who_has_none() -> None:
     await holder.leave()
 
 
+async def test_who_is_let_in_line_stays_though_its_turn_comes_later_than_expected() -> None:
+    door, holder = await door_with_gap(0.05)
+    waiter = asyncio.create_task(enter_in(door, 0.04))  # nobody is ahead of it
+    await turns()
+    error = await refused(enter_in(door, 0.04))
+    assert "would come free within 0.04 s" in error.message
+    patient = asyncio.create_task(enter_in(door, inf))
+    await asyncio.sleep(0.05)
+    assert (door.waiting, waiter.done()) == (2, False)
+    await holder.leave()
+    await asyncio.gather(waiter, patient)
+
+
+async def test_before_all_were_ever_taken_the_pace_until_then_says_how_long_it_may_take() -> None:
+    door = door_of(2)
+    async with door.slot():
+        await asyncio.sleep(0.05)
+    holders = [Guest(door), Guest(door)]
+    waiter = Guest(door)
+    await turns()
+    assert "would come free" in (await refused(enter_in(door, 0.04))).message
+    await all_leave(*holders, waiter)
+
+
+async def test_before_anything_is_measured_as_many_may_wait_as_may_run() -> None:
+    door = door_of(2)
+    holders = [Guest(door), Guest(door)]
+    await turns()
+    tasks = [asyncio.create_task(enter_in(door, 1.0)) for _ in range(3)]
+    await turns()
+    assert [task.done() for task in tasks] == [False, False, True]
+    patient = asyncio.create_task(enter_in(door, inf))
+    await turns()
+    assert door.waiting == 3
+    await refused(tasks.pop())
+    await all_leave(*holders)
+    await asyncio.gather(*tasks, patient)
+
+
 async def test_a_deadline_that_has_passed_is_no_matter_where_a_slot_is_free() -> None:
     door = door_of(1)
     await enter_and_leave(door, time.monotonic() - 1)
@@ -364,3 +412,89 @@ async def test_come_back_when_the_queue_has_drained_by_the_measured_rate_or_its_
     assert error.retry_after_s >= 2  # five at 0.4 s or more, and at most the queue's 5 s
     assert error.retry_after_s <= 5
     await all_leave(holder, *waiting)
+
+
+# Before anything is done for a request
+
+
+def comers(door: Admission, *clients: str) -> tuple[ExitStack, list[Ticket]]:
+    """Those for whom a place is held, until the stack is closed; the others were refused."""
+    stack, tickets = ExitStack(), []
+    for client in clients:
+        with ExitStack() as own:
+            ticket = own.enter_context(door.request(client))
+            with suppress(OverloadedError):
+                door.hold_place(ticket)
+                tickets.append(ticket)
+                stack.push(own.pop_all())
+    return stack, tickets
+
+
+@pytest.mark.parametrize(("running", "held"), [(0, 5), (1, 4), (2, 3)])
+async def test_of_many_that_come_at_once_no_more_are_begun_than_may_run_and_wait(running: int, held: int) -> None:
+    door = door_of(2, max_queue=3)
+    guests = [Guest(door) for _ in range(running)]
+    await turns()
+    coming, tickets = comers(door, *["A"] * 9)
+    assert len(tickets) == held
+    await refused(enter_and_leave(door)) if running == 2 else None
+    coming.close()
+    again, tickets = comers(door, *["A"] * 9)
+    assert len(tickets) == held
+    again.close()
+    await all_leave(*guests)
+    assert (door.running, door.waiting) == (0, 0)
+
+
+async def test_a_place_that_is_held_is_had_once_whoever_came_meanwhile() -> None:
+    door = door_of(1, max_queue=1)
+    holder = Guest(door)
+    await turns()
+    coming, (ticket,) = comers(door, "A")
+    await refused(enter_and_leave(door))  # it is held, though nobody stands there
+    first = asyncio.create_task(pass_through(door, ticket))
+    await turns()
+    assert door.waiting == 1
+    await refused(enter_and_leave(door))
+    await holder.leave()
+    await first
+    coming.close()
+    await enter_and_leave(door)
+
+
+async def test_a_place_that_is_held_is_had_though_slots_come_free_more_slowly_by_then() -> None:
+    started = time.monotonic()
+    door, holder = await door_with_gap(0.05)
+    waiter = Guest(door)
+    await turns()
+    expected_wait_s = 2 * (time.monotonic() - started)
+    with door.request("A", expected_wait_s=expected_wait_s) as ticket:
+        door.hold_place(ticket)
+        await asyncio.sleep(2 * expected_wait_s)
+        await refused(enter_in(door, expected_wait_s))
+        run = asyncio.create_task(pass_through(door, ticket))
+        await turns()
+        assert (door.waiting, run.done()) == (2, False)
+        await all_leave(holder, waiter)
+        await run
+
+
+async def test_who_holds_places_leaves_some_for_the_next_client() -> None:
+    door = door_of(1, max_queue=8, client_share=0.5)
+    holder = Guest(door)
+    await turns()
+    coming, tickets = comers(door, *"AAAAAAAAABBBBBBBBBCCCC")
+    assert [ticket.client for ticket in tickets] == [*"AAAABBC"]
+    coming.close()
+    await holder.leave()
+
+
+async def test_by_the_measured_rate_those_that_are_on_their_way_count_too() -> None:
+    door, holder = await door_with_gap(0.05)
+    coming, _ = comers(door, "A")
+    with door.request("A", expected_wait_s=0.04) as hurried, pytest.raises(OverloadedError, match="would come free"):
+        door.hold_place(hurried)
+    coming.close()
+    with door.request("A", expected_wait_s=0.04) as hurried:
+        door.hold_place(hurried)
+    await holder.leave()

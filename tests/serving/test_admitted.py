@@ -13,8 +13,8 @@ import pytest
 from expert_router.caching.memory import MemoryStore
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.errors import ExpertRouterError, OverloadedError
-from expert_router.types import Abstention, ChatRequest, Chunk, GenerationParams, Message, Usage
-from support import BENZ, BOTH_QUESTION, CARS, SLEEP, STAGES, FixedKnowledge, build, until
+from expert_router.types import Abstention, ChatRequest, Chunk, GenerationParams, Message, Scores, Usage
+from support import BENZ, BOTH_QUESTION, CARS, SLEEP, STAGES, FixedKnowledge, FixedRouter, build, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -28,6 +28,9 @@ DOUBTING: Mapping[str, Expert] = {
 }
 """They are asked for their first token alone before they answer."""
 HANG = EchoScript(hang_after_tokens=0)
+SLEEP_ONLY = Scores({"sleep": 0.9, "cars": 0.1}, 0.05)
+NONE = Scores({"sleep": 0.1, "cars": 0.1}, 0.9)
+UNSURE = Scores({"sleep": 0.45, "cars": 0.45}, 0.1)
 
 
 class TwoStepEngine(EchoEngine):
@@ -151,6 +154,57 @@ async def test_at_four_times_what_may_run_and_wait_the_rest_is_refused_before_an
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(not isinstance(each, BaseException) for each in ended) == 8
     assert (engine.status()["finished"], dispatcher.admission.running, dispatcher.admission.waiting) == (8, 0, 0)
+
+
+async def test_what_is_refused_was_neither_routed_nor_looked_up() -> None:
+    engine, router, knowledge = GatedEcho(EchoScript()), FixedRouter(SLEEP_ONLY), FixedKnowledge({"sleep": [STAGES]})
+    dispatcher = build(engine, router, knowledge=knowledge, max_running=2, max_queue=2)
+    tasks = [asyncio.create_task(dispatcher.ask(ask(f"Q{number}", model="auto"))) for number in range(16)]
+    await until(lambda: dispatcher.admission.waiting == 2)
+    await until(lambda: sum(task.done() for task in tasks) == 12)
+    engine.gate.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, OverloadedError) for each in ended] == [False] * 4 + [True] * 12
+    assert (len(router.asked), len(knowledge.asked)) == (4, 4)
+
+
+async def test_when_all_is_full_only_what_was_asked_before_is_looked_for_among_the_kept_answers() -> None:
+    engine, router = EchoEngine(by_expert={"cars": HANG}), FixedRouter(SLEEP_ONLY)
+    dispatcher = build(engine, router, max_running=1, max_queue=0, answers=MemoryStore(10**6, 60.0))
+    await dispatcher.ask(ask("Why?", model="auto"))
+    hanging = asyncio.create_task(dispatcher.ask(ask("Why?", model="cars")))
+    await until(lambda: dispatcher.admission.running == 1)
+    router.asked.clear()
+    assert (await dispatcher.ask(ask("Why?", model="auto"))).cache == {"sleep": "hit"}
+    assert len(router.asked) == 1
+    for request in (ask("Why not?", model="auto"), ask("Why?", model="auto", cache="renew")):
+        with pytest.raises(OverloadedError):
+            await dispatcher.ask(request)
+    assert len(router.asked) == 1
+    hanging.cancel()
+    await asyncio.gather(hanging, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("scores", "kind"), [(NONE, "refused"), (UNSURE, "clarify")])
+async def test_who_turns_out_to_need_no_slot_leaves_none_held(scores: Scores, kind: str) -> None:
+    dispatcher = build(EchoEngine(), FixedRouter(scores), on_general="refuse", max_running=1, max_queue=0)
+    for _ in range(3):
+        assert (await dispatcher.ask(ask("Why?", model="auto"))).decision.kind == kind
+    assert (await dispatcher.ask(ask("Why?"))).answered_by == ("sleep",)
+
+
+async def test_who_listens_along_holds_no_slot_from_others() -> None:
+    engine = EchoEngine(EchoScript(hang_after_tokens=1), by_expert={"cars": EchoScript()})
+    dispatcher = build(engine, max_running=2, max_queue=0, answers=MemoryStore(10**6, 60.0))
+    listening = [dispatcher.stream(ask("Why?")) for _ in range(2)]
+    for events in listening:
+        async for event in events:
+            if event.text:
+                break
+    assert (await dispatcher.ask(ask("Why?", model="cars"))).text
+    for events in listening:
+        await events.aclose()
+    assert dispatcher.admission.running == 0
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,7 +1,8 @@
 """A bounded door before the engine: so many run, so many wait, the rest are refused at once.
 
 Who waits is let in by turns, client by client (``fair_queue``). How fast slots come free is measured: it says who would
-wait in vain, and when another try makes sense.
+wait in vain, or longer than is good, and when another try makes sense. Who would be refused can be told so before
+anything is done for the answer; whoever is not has a place from then on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Admission:
         self._client_share = client_share
         self._queue = FairQueue()
         self._drain = DrainRate()
+        """While all slots are taken."""
+        self._pace = DrainRate()
+        """While any is: slower than the engine could be, for as long as nothing else is known."""
         self.running = 0
 
     @property
@@ -47,14 +51,29 @@ class Admission:
         return len(self._queue)
 
     @contextmanager
-    def request(self, client: str = "", wait_s: float | None = None) -> Iterator[Ticket]:
-        """A ticket for the runs of one request, worth to wait ``wait_s`` from now; what is kept for it ends with it."""
-        ticket = Ticket(client, inf if wait_s is None else time.monotonic() + wait_s)
+    def request(self, client: str = "", wait_s: float | None = None, expected_wait_s: float = inf) -> Iterator[Ticket]:
+        """A ticket for the runs of one request, worth to wait ``wait_s`` from now; what is kept for it ends with it.
+
+        See ``ChatRequest`` for ``expected_wait_s``.
+        """
+        ticket = Ticket(client, inf if wait_s is None else time.monotonic() + wait_s, expected_wait_s)
         try:
             yield ticket
         finally:
+            self._arrived(ticket)
             for expert in tuple(ticket.kept):
                 self._give_up(ticket, expert)
+
+    def hold_place(self, ticket: Ticket) -> None:
+        """For a request that will have a run: its first is not refused for others that come sooner.
+
+        Raises ``OverloadedError`` where it would be now.
+        """
+        now = time.monotonic()
+        if self.running + self._queue.expected >= self._max_running:
+            self._refuse_in_vain(ticket, now)
+        ticket.placed = ticket.expected = True
+        self._queue.expect(ticket.client)
 
     @asynccontextmanager
     async def slot(
@@ -79,6 +98,11 @@ class Admission:
             else:
                 self._leave()
 
+    def _arrived(self, ticket: Ticket) -> None:
+        if ticket.expected:
+            ticket.expected = False
+            self._queue.arrived(ticket.client)
+
     def _give_up(self, ticket: Ticket, expert: str) -> None:
         ticket.kept.pop(expert).cancel()
         self._leave()
@@ -87,9 +111,12 @@ class Admission:
         if expert in ticket.kept:
             ticket.kept.pop(expert).cancel()
             return
+        self._arrived(ticket)
         now = time.monotonic()
         if self.running < self._max_running:
             self.running += 1
+            if self.running == 1:
+                self._pace.begin(now)
             if self.running == self._max_running:
                 self._drain.begin(now)
             ticket.waits.append(Wait(expert, now, now))
@@ -101,10 +128,10 @@ class Admission:
         ticket.placed = True
 
     async def _wait(self, expert: str, ticket: Ticket, now: float) -> None:
-        patience_s = min(self._queue_timeout_s, ticket.deadline - now)
         if not ticket.placed:
-            self._refuse_in_vain(ticket.client, patience_s, now)
+            self._refuse_in_vain(ticket, now)
         ticket.placed = True
+        patience_s = min(self._queue_timeout_s, ticket.deadline - now)
         place = Place(ticket.client, expert, asyncio.get_running_loop().create_future())
         self._queue.push(place)
         try:
@@ -117,15 +144,25 @@ class Admission:
             self._withdraw(place)
             raise
 
-    def _refuse_in_vain(self, client: str, patience_s: float, now: float) -> None:
-        if self.waiting >= self._max_queue:
+    def _refuse_in_vain(self, ticket: Ticket, now: float) -> None:
+        """Of those that are expected some have a slot that is free; the others are in the queue already, as it were."""
+        queued = self.waiting + max(0, self._queue.expected - (self._max_running - self.running))
+        if queued >= self._max_queue:
             raise self._refusal("too many requests are waiting")
-        left = self._max_queue - self.waiting + self._queue.of(client)
-        if self._queue.of(client) >= ceil(self._client_share * left):
+        own = min(self._queue.of(ticket.client), queued)
+        if own >= ceil(self._client_share * (self._max_queue - queued + own)):
             raise self._refusal("too many of your requests are waiting")
+        within_s = min(self._queue_timeout_s, ticket.deadline - now, ticket.expected_wait_s)
+        ahead, gap_s = min(self._queue.ahead_of(ticket.client), queued), self._gap_s(now)
+        if gap_s is None and ticket.expected_wait_s < inf and ahead >= self._max_running:
+            raise self._refusal("too many requests are waiting")
+        if within_s <= 0 or (gap_s is not None and ahead * gap_s > within_s):
+            raise self._refusal(f"no slot would come free within {max(within_s, 0):.3g} s")
+
+    def _gap_s(self, now: float) -> float | None:
+        """Seconds from one slot that comes free to the next; ``None`` before any did."""
         gap_s = self._drain.gap_s(now)
-        if patience_s <= 0 or (gap_s is not None and self._queue.ahead_of(client) * gap_s > patience_s):
-            raise self._refusal(f"no slot would come free within {max(patience_s, 0):.3g} s")
+        return self._pace.gap_s(now) if gap_s is None else gap_s
 
     def _withdraw(self, place: Place) -> None:
         """Leave the queue; a slot handed over in the same moment goes to the next."""
@@ -136,7 +173,9 @@ class Admission:
 
     def _leave(self) -> None:
         """Hand the slot to whose turn it is, or give it back."""
-        self._drain.count(time.monotonic(), goes_on=bool(self._queue))
+        now = time.monotonic()
+        self._drain.count(now, goes_on=bool(self._queue))
+        self._pace.count(now, goes_on=bool(self._queue) or self.running > 1)
         if self._queue:
             self._queue.pop().turn.set_result(None)
         else:
@@ -144,16 +183,17 @@ class Admission:
 
     def _refusal(self, why: str) -> OverloadedError:
         """Come back once those who wait now are in, by the measured rate; or at the latest when their time is over."""
-        gap_s = self._drain.gap_s(time.monotonic())
+        gap_s = self._gap_s(time.monotonic())
         drained_s = self._queue_timeout_s if gap_s is None else min((self.waiting + 1) * gap_s, self._queue_timeout_s)
         after_s = ceil(max(drained_s, SOONEST_S))
         return OverloadedError(f"The server is busy: {why}. Try again in {after_s} s.", retry_after_s=after_s)
 
 
 class DrainRate:
-    """How fast slots come free while all are taken; while some are free that says nothing of how fast it could be.
+    """How fast slots come free in times that count, as those while all are taken.
 
-    Slots and seconds fade alike, by a factor e in ``FADES_S`` such seconds: their quotient is right from the first on.
+    While some are free that says nothing of how fast it could be. Slots and seconds fade alike, by a factor e in
+    ``FADES_S`` such seconds: their quotient is right from the first on.
     """
 
     FADES_S = 60.0
@@ -162,14 +202,14 @@ class DrainRate:
         self._freed = 0.0
         self._seconds = 0.0
         self._since: float | None = None
-        """Seconds until here are counted; ``None`` while not all slots are taken."""
+        """Seconds until here are counted; ``None`` while they do not count."""
 
     def begin(self, now: float) -> None:
-        """All slots are taken from now on."""
+        """From now on it counts."""
         self._since = now
 
     def count(self, now: float, *, goes_on: bool) -> None:
-        """One came free; it ``goes_on`` when it is taken again at once."""
+        """One came free; it ``goes_on`` when what follows counts too, as where it is taken again at once."""
         if self._since is not None:
             seconds = now - self._since
             fades = exp(-seconds / self.FADES_S)

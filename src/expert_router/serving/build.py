@@ -18,6 +18,7 @@ from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
 from expert_router.serving.admitted import AdmittedEngine
+from expert_router.serving.asked_before import AskedBefore
 from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
@@ -99,13 +100,15 @@ def assemble(
     serving = parts.settings.serving
     admission = Admission(max_running(parts.settings), serving.max_queue, serving.queue_timeout_s, serving.client_share)
     engine = AdmittedEngine(engine, admission)
+    asked_before = None
     if answers is not None:
         kept = parts.settings.cache
         engine = CachingEngine(
             engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
         )
+        asked_before = AskedBefore(sampled=kept.sampled)
     log = DecisionWriter(store) if store is not None else None
-    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating)
+    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating, asked_before=asked_before)
 
 
 def max_running(settings: Settings) -> int:
