@@ -56,7 +56,7 @@ class Ticket:
 
     ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait, and
     ``expected_wait_s`` the longest wait in prospect with which it joins the queue. ``placed`` once it had a slot or a
-    place in the queue, or one is held for it until it comes (``expected``); ``kept`` has the slots that wait for its
+    place in the queue, or one is held for it while it is ``coming``; ``kept`` has the slots that wait for its
     next runs, by expert, and ``waits`` are those of its runs that were at the door.
     """
 
@@ -64,7 +64,7 @@ class Ticket:
     deadline: float = inf
     expected_wait_s: float = inf
     placed: bool = False
-    expected: bool = False
+    coming: bool = False
     kept: dict[str, TimerHandle] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
 

@@ -72,7 +72,7 @@ class Admission:
         now = time.monotonic()
         if self.running + self._queue.expected >= self._max_running:
             self._refuse_in_vain(ticket, now)
-        ticket.placed = ticket.expected = True
+        ticket.placed = ticket.coming = True
         self._queue.expect(ticket.client)
 
     @asynccontextmanager
@@ -99,8 +99,8 @@ class Admission:
                 self._leave()
 
     def _arrived(self, ticket: Ticket) -> None:
-        if ticket.expected:
-            ticket.expected = False
+        if ticket.coming:
+            ticket.coming = False
             self._queue.arrived(ticket.client)
 
     def _give_up(self, ticket: Ticket, expert: str) -> None:
