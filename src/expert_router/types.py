@@ -483,8 +483,8 @@ class ChatRequest:
     """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``.
 
     ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for that. With
-    ``expected_wait_s`` it is refused at once where its turn seems farther off; who is let in line stays, if it takes
-    longer than it seemed.
+    ``expected_wait_s`` it is refused at once where its turn seems farther off and others have waited for longer than
+    that already, so that it is no mere burst; who is let in line stays, if it takes longer than it seemed.
     """
 
     messages: tuple[Message, ...]

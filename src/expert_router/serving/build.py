@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
@@ -48,9 +49,10 @@ ROUTERS: Registry[Router] = Registry("router")
 ENGINES: Registry[Engine] = Registry("engine")
 
 EMBEDDED = ("openvino", "llamacpp")
+"""The engines that load weights into this process."""
 ANSWERS_A_THREAD = 16
 ANSWERS_ELSEWHERE = 64
-"""The engines that load weights into this process."""
+PREFILLS = 2
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
 
@@ -98,7 +100,13 @@ def assemble(
     """
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
-    admission = Admission(max_running(parts.settings), serving.max_queue, serving.queue_timeout_s, serving.client_share)
+    admission = Admission(
+        max_running(parts.settings),
+        serving.max_queue,
+        serving.queue_timeout_s,
+        serving.client_share,
+        max_prefills=max_prefills(parts.settings),
+    )
     engine = AdmittedEngine(engine, admission)
     asked_before = None
     if answers is not None:
@@ -118,6 +126,13 @@ def max_running(settings: Settings) -> int:
     if settings.engine.name not in EMBEDDED:
         return ANSWERS_ELSEWHERE
     return ANSWERS_A_THREAD * inference_threads(settings.engine.threads)
+
+
+def max_prefills(settings: Settings) -> float:
+    """How many prompts are read at once."""
+    if settings.serving.max_prefills is not None:
+        return settings.serving.max_prefills
+    return PREFILLS if settings.engine.name in EMBEDDED else inf
 
 
 def build_deployment(
