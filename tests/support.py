@@ -14,6 +14,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,6 +215,7 @@ def build(
     max_running: int = 8,
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
+    max_prefills: float = inf,
     log: DecisionLog | None = None,
     answers: AnswerStore | None = None,
     per_client: bool = False,
@@ -224,7 +226,7 @@ def build(
     """
     router = router or lexical_router()
     policy = Policy(router.thresholds, TITLES, on_general)
-    admission = Admission(max_running, max_queue, queue_timeout_s)
+    admission = Admission(max_running, max_queue, queue_timeout_s, max_prefills=max_prefills)
     engine = AdmittedEngine(engine, admission)
     asked_before = None
     if answers is not None:

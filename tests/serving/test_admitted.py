@@ -58,6 +58,17 @@ class TwoStepEngine(EchoEngine):
         yield Chunk("", "stop", Usage(1, 2))
 
 
+class AcceptingEcho(EchoEngine):
+    """Says that it took the prompt before it reads it, as the engines do that compute."""
+
+    async def stream(
+        self, expert: Expert, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Chunk]:
+        yield Chunk("")
+        async for chunk in super().stream(expert, messages, params):
+            yield chunk
+
+
 class GatedEcho(EchoEngine):
     """Ends no answer before the gate is open."""
 
@@ -154,6 +165,20 @@ async def test_at_four_times_what_may_run_and_wait_the_rest_is_refused_before_an
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(not isinstance(each, BaseException) for each in ended) == 8
     assert (engine.status()["finished"], dispatcher.admission.running, dispatcher.admission.waiting) == (8, 0, 0)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+async def test_a_prompt_is_read_until_the_first_token(tokens: int) -> None:
+    engine = AcceptingEcho(by_expert={"cars": EchoScript(hang_after_tokens=tokens)})
+    dispatcher = build(engine, max_running=4, max_prefills=1)
+    hanging = asyncio.create_task(dispatcher.ask(ask("Why?", model="cars")))
+    await until(lambda: engine.status()["running"] == 1)
+    other = asyncio.create_task(dispatcher.ask(ask("Why?")))
+    await until(lambda: other.done() if tokens else dispatcher.admission.waiting == 1)
+    hanging.cancel()
+    assert (await other).answered_by == ("sleep",)
+    await asyncio.gather(hanging, return_exceptions=True)
+    assert (dispatcher.admission.running, dispatcher.admission.waiting) == (0, 0)
 
 
 async def test_what_is_refused_was_neither_routed_nor_looked_up() -> None:
