@@ -14,6 +14,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
 from expert_router.serving.admitted import AdmittedEngine
+from expert_router.serving.asked_before import AskedBefore
 from expert_router.serving.build import build_observers, build_system
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
@@ -213,6 +215,7 @@ def build(
     max_running: int = 8,
     max_queue: int = 8,
     queue_timeout_s: float = 5.0,
+    max_prefills: float = inf,
     log: DecisionLog | None = None,
     answers: AnswerStore | None = None,
     per_client: bool = False,
@@ -223,15 +226,18 @@ def build(
     """
     router = router or lexical_router()
     policy = Policy(router.thresholds, TITLES, on_general)
-    admission = Admission(max_running, max_queue, queue_timeout_s)
+    admission = Admission(max_running, max_queue, queue_timeout_s, max_prefills=max_prefills)
     engine = AdmittedEngine(engine, admission)
+    asked_before = None
     if answers is not None:
         engine = CachingEngine(engine, answers, per_client=per_client)
+        asked_before = AskedBefore()
     library = None
     if knowledge is not None:
         experts = {name: replace(expert, knowledge=Path(name)) for name, expert in experts.items()}
         library = Library(knowledge, 3)
-    return Dispatcher(Deployment(experts, router, policy, library, examples), engine, admission, log=log)
+    deployed = Deployment(experts, router, policy, library, examples)
+    return Dispatcher(deployed, engine, admission, log=log, asked_before=asked_before)
 
 
 def live_system(home: Path, catalogue: Path, log: DecisionLogSettings | None = None) -> tuple[Dispatcher, LiveExperts]:
@@ -289,10 +295,12 @@ class Server:
         return self.http.post("/v1/chat/completions", json=chat_body(**changes))
 
     @contextmanager
-    def asking(self, path: str = "/v1/chat/completions", body: dict[str, Any] | None = None) -> Iterator[socket.socket]:
+    def asking(
+        self, path: str = "/v1/chat/completions", body: dict[str, Any] | None = None, headers: str = ""
+    ) -> Iterator[socket.socket]:
         """A connection with a request on its way; leaving the block is a client that leaves."""
         content = json.dumps(chat_body() if body is None else body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n{headers}"
         address = httpx2.URL(self.url)
         with socket.create_connection((address.host, address.port or 80), timeout=5.0) as connection:
             connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
@@ -311,6 +319,7 @@ def serve(
     keep_alive_s: float = 15.0,
     max_body_bytes: int = 1_048_576,
     max_tokens: int = 256,
+    expected_wait_s: float | None = None,
     home_page: str = "/docs",
     warm_up: bool = False,
     send_buffer_bytes: int | None = None,
@@ -339,7 +348,7 @@ def serve(
             cors_origins=cors_origins,
             open_metrics=open_metrics,
         ),
-        serving=ServingSettings(max_tokens=max_tokens),
+        serving=ServingSettings(max_tokens=max_tokens, expected_wait_s=expected_wait_s),
         telemetry=telemetry or TelemetrySettings(),
     )
     dispatcher.observers += build_observers(settings.telemetry)

@@ -163,10 +163,18 @@ class ServingSettings(Section):
     max_running: int | None = Field(default=None, ge=1)
     """Answers that are computed at once. ``None``: 16 for each thread of an engine in here, from where on more of them
     wait longer and gain little, and 64 elsewhere."""
+    max_prefills: int | None = Field(default=None, ge=1)
+    """Of these so many have no token yet: the others wait outside, by turns, while prompts are read. ``None``: 2 of an
+    engine in here, which reads one after the other, and any number elsewhere."""
     max_queue: int = Field(default=256, ge=0)
     client_share: float = Field(default=0.5, gt=0, le=1)
     """One client may take so much of the queue that others leave; 1 lets it take all."""
+    expected_wait_s: float | None = Field(default=0.5, gt=0)
+    """Where a queue has stood for longer, a request over HTTP whose turn is farther off, by the measured rate, is
+    refused at once, so that those that are let in keep their latency; with `Prefer: wait=10` it names its own time.
+    ``None``: as `queue_timeout_s`."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
+    """So long a request waits for its turn at most, whatever it prefers."""
     max_tokens: int = Field(default=256, ge=1)
     """Used when a request names no limit."""
 

@@ -58,14 +58,17 @@ class Wait:
 class Ticket:
     """A request at the door before the engine, whatever number of runs it takes; ``serving.admission`` writes in it.
 
-    ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait. ``placed`` once it
-    had a slot or a place in the queue, ``kept`` has the slots that wait for its next runs, by expert, and ``waits``
-    are those of its runs that were at the door.
+    ``client`` is who asks; ``deadline``, by ``time.monotonic``, is until when it is worth to wait, and
+    ``expected_wait_s`` the longest wait in prospect with which it joins the queue. ``placed`` once it had a slot or a
+    place in the queue, or one is held for it while it is ``coming``; ``kept`` has the slots that wait for its
+    next runs, by expert, and ``waits`` are those of its runs that were at the door.
     """
 
     client: str = ""
     deadline: float = inf
+    expected_wait_s: float = inf
     placed: bool = False
+    coming: bool = False
     kept: dict[str, TimerHandle] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
 
@@ -483,7 +486,9 @@ Event = Routed | Accepted | Section | Sources | Failed | Text | Done
 class ChatRequest:
     """A conversation and who should answer it. ``model`` is ``auto``, an expert's name or ``general``.
 
-    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for that.
+    ``client`` tells who asks, so that all have their turn; ``wait_s`` is how long it is worth to wait for that. With
+    ``expected_wait_s`` it is refused at once where its turn seems farther off and others have waited for longer than
+    that already, so that it is no mere burst; who is let in line stays, if it takes longer than it seemed.
     """
 
     messages: tuple[Message, ...]
@@ -491,6 +496,7 @@ class ChatRequest:
     params: GenerationParams = field(default_factory=GenerationParams)
     client: str = ""
     wait_s: float | None = None
+    expected_wait_s: float = inf
 
     @property
     def user_turns(self) -> list[str]:

@@ -85,11 +85,14 @@ def test_how_long_a_request_waits_is_what_it_prefers(prefer: list[str] | None, s
     assert wait_s(prefer) == seconds
 
 
-@pytest.mark.parametrize(
+every_way = pytest.mark.parametrize(
     ("path", "body"),
     [("/query", {"query": "What is REM sleep?"}), ("/v1/chat/completions", chat_body()),
      ("/v1/chat/completions", chat_body(stream=True))],
 )  # fmt: skip
+
+
+@every_way
 def test_who_does_not_want_to_wait_is_refused_while_another_waits_on(path: str, body: dict[str, Any]) -> None:
     with serve(EchoEngine(HANG), max_running=1, queue_timeout_s=60) as server, server.asking():
         eventually(lambda: server.counts() == {"running": 1})
@@ -98,3 +101,22 @@ def test_who_does_not_want_to_wait_is_refused_while_another_waits_on(path: str, 
             response = server.http.post(path, json=body, headers={"prefer": "wait=0"})
             assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
             assert server.dispatcher.admission.waiting == 1
+
+
+@every_way
+def test_where_the_turn_is_far_off_who_says_nothing_is_refused_at_once_and_who_is_patient_waits(
+    path: str, body: dict[str, Any]
+) -> None:
+    engine = EchoEngine(by_expert={"sleep": HANG})
+    with serve(engine, max_running=1, queue_timeout_s=60, expected_wait_s=1e-9) as server, ExitStack() as staying:
+        door = server.dispatcher.admission
+        server.post(model="cars")  # now it is known how fast slots come free
+        staying.enter_context(server.asking())
+        eventually(lambda: door.running == 1)
+        staying.enter_context(server.asking())  # nobody is ahead of it
+        eventually(lambda: door.waiting == 1)
+        response = server.http.post(path, json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+        assert 1 <= int(response.headers["retry-after"]) <= 60
+        staying.enter_context(server.asking(headers="prefer: wait=60\r\n"))
+        eventually(lambda: door.waiting == 2)

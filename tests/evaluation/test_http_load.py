@@ -102,12 +102,13 @@ async def test_right_is_who_was_needed_and_a_question_back_is_not() -> None:
 
 
 async def test_what_is_asked_is_what_was_chosen(other: Upstream) -> None:
-    await sample_of(other.base_url, max_tokens=7, ignore_eos=True, no_cache=True)
+    await sample_of(other.base_url, max_tokens=7, ignore_eos=True, no_cache=True, wait_s=5)
     await sample_of(other.base_url)
     first, second = other.seen
     assert (first.body["max_tokens"], first.body["ignore_eos"], first.headers["cache-control"]) == (7, True, "no-store")
     assert "ignore_eos" not in second.body
-    assert "cache-control" not in second.headers
+    assert first.headers["prefer"] == "wait=5"
+    assert not {"cache-control", "prefer"} & set(second.headers)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,9 +11,16 @@ import pytest
 from expert_router.caching.engine import CachingEngine
 from expert_router.engines.echo import EchoEngine
 from expert_router.errors import ConfigError
-from expert_router.serving.build import answer_store, build_dispatcher, build_engine
+from expert_router.serving.build import answer_store, build_dispatcher, build_engine, max_prefills
 from expert_router.serving.parts import build_parts
-from expert_router.settings import CacheSettings, EngineSettings, KnowledgeSettings, RouterSettings, Settings
+from expert_router.settings import (
+    CacheSettings,
+    EngineSettings,
+    KnowledgeSettings,
+    RouterSettings,
+    ServingSettings,
+    Settings,
+)
 from expert_router.types import ChatRequest, GenerationParams, Message
 from support import make_home
 
@@ -86,3 +94,14 @@ def test_the_engine_that_evaluation_and_calibration_build_is_bare(tmp_path: Path
     engine = build_engine(build_parts(settings(tmp_path)))
     assert isinstance(engine, EchoEngine)
     assert not isinstance(engine, CachingEngine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "set_to", "prefills"),
+    [("openvino", None, 2), ("llamacpp", None, 2), ("openai_http", None, inf), ("echo", None, inf), ("echo", 3, 3)],
+)
+def test_prompts_are_read_two_at_a_time_where_the_engine_is_in_here(
+    engine: str, set_to: int | None, prefills: float
+) -> None:
+    settings = Settings(engine=EngineSettings(name=engine), serving=ServingSettings(max_prefills=set_to))
+    assert max_prefills(settings) == prefills

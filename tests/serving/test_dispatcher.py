@@ -180,9 +180,10 @@ async def test_a_question_for_no_expert_goes_to_the_bare_base_model() -> None:
 )
 async def test_when_nobody_answers_that_is_said_without_engine_or_slot(scores: Scores, kind: str, said: str) -> None:
     engine = NotingEngine()
-    dispatcher = build(engine, FixedRouter(scores), on_general="refuse", max_running=1, max_queue=0)
+    dispatcher = build(engine, FixedRouter(scores), on_general="refuse", max_running=1, max_queue=1)
     async with dispatcher.admission.slot():  # even when all are taken
         answer = await dispatcher.ask(ask("Why?"))
+    assert dispatcher.admission.waiting == 0
     assert (answer.decision.kind, answer.answered_by) == (kind, ())
     assert said in answer.text
     assert (answer.finish_reason, answer.usage, answer.timings.first_token_s) == ("stop", Usage(0, 0), None)

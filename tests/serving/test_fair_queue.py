@@ -48,6 +48,18 @@ async def test_one_client_with_two_hundred_delays_anothers_first_by_one_turn() -
     assert [queue.pop().client for _ in range(3)] == ["A", "B", "A"]
 
 
+async def test_those_that_are_expected_count_as_if_they_had_joined() -> None:
+    queue = queue_of("A:", "A:")
+    queue.expect("A")
+    queue.expect("B")
+    assert [queue.ahead_of(client) for client in "ABC"] == [4, 3, 2]
+    assert (queue.of("A"), queue.of("B"), len(queue)) == (3, 1, 2)
+    queue.arrived("A")
+    queue.arrived("B")
+    assert [queue.ahead_of(client) for client in "ABC"] == [2, 1, 1]
+    assert served(queue) == ["A:", "A:"]
+
+
 async def test_who_comes_back_goes_to_the_end_of_the_round() -> None:
     queue = queue_of("A:", "A:", "B:", "C:")
     assert queue.pop().client == "A"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ class FakeBackend:
     text_delay_s: float = 0.02
     """Between the decision and the first text; longer lets a reader see who answers first."""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    preferences: list[str] = field(default_factory=list)
+    """What the questions' headers prefer."""
     left: list[str] = field(default_factory=list)
     explained: list[dict[str, Any]] = field(default_factory=list)
     explain_delay_s: float = 0.0
@@ -216,8 +218,9 @@ class FakeBackend:
     async def _models(self) -> dict[str, Any]:
         return {"object": "list", "data": [model_entry(name) for name in ("auto", "cars", "sleep", "general")]}
 
-    async def _chat(self, body: dict[str, Any]) -> Response:
+    async def _chat(self, body: dict[str, Any], request: Request) -> Response:
         self.requests.append(body)
+        self.preferences.append(request.headers.get("prefer", ""))
         question = body["messages"][-1]["content"].lower()
         if "overload" in question:
             error = {"message": "Too many questions wait.", "type": "overloaded_error", "param": None, "code": None}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_backend import SOURCES, FakeBackend, free_port, wait_until
 
+from expert_router.api.deps import wait_s
 from expert_router.errors import ConfigError
+from expert_router.settings import ServingSettings
 from expert_router.types import (
     Explanation,
     Message,
@@ -71,6 +73,13 @@ async def test_a_visitor_is_named_and_who_is_none_is_not(client: ChatClient, bac
         async with aclosing(client.stream_chat([Message("user", "what is rem")], visitor=visitor)) as events:
             await anext(events)
     assert [request.get("user") for request in backend.requests[-2:]] == [None, "laura"]
+
+
+async def test_a_person_waits_longer_than_a_program_that_says_nothing(client: ChatClient, backend: FakeBackend) -> None:
+    await ask(client, "what is rem")
+    preferred = wait_s([backend.preferences[-1]])
+    assert preferred is not None
+    assert preferred > (ServingSettings().expected_wait_s or 0)
 
 
 async def test_an_answer_by_several_experts_names_each_section(client: ChatClient) -> None:

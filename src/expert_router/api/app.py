@@ -64,7 +64,8 @@ def create_app(
     With ``live``, experts come and go while it runs; with ``workers`` its metrics are those of all of them. Raises
     ``ConfigError`` when the keys cannot be read.
     """
-    options = ServingOptions(settings.serving.max_tokens, settings.server.keep_alive_s)
+    serving = settings.serving
+    options = ServingOptions(serving.max_tokens, settings.server.keep_alive_s, serving.expected_wait_s)
     keyring = load_keyring(settings)
     system = System(dispatcher, options, live, keyring=keyring, workers=workers)
     dispatcher.observers += [system.metrics, system.standing]

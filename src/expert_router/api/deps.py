@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -36,10 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """``max_tokens`` is for requests that name no limit; ``keep_alive_s`` is the longest silence in a stream."""
+    """``max_tokens`` and ``expected_wait_s`` are for requests that name none; ``None`` there is no limit.
+
+    ``keep_alive_s`` is the longest silence in a stream.
+    """
 
     max_tokens: int
     keep_alive_s: float
+    expected_wait_s: float | None = None
 
 
 @dataclass
@@ -76,6 +81,9 @@ class System:
 async def running_system(request: Request) -> System:
     system: System = request.app.state.system
     return system
+
+
+SystemDep = Annotated[System, Depends(running_system)]
 
 
 async def _read_examples(dispatcher: Dispatcher) -> None:
@@ -131,6 +139,8 @@ class Caller:
     sender: str = ""
     cache: CacheUse = "use"
     wait_s: float | None = None
+    expected_wait_s: float = inf
+    """See ``ChatRequest``."""
     limits: KeyLimits | None = None
     """Of its key."""
 
@@ -145,6 +155,7 @@ HeaderLines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
 
 async def caller(
     request: Request,
+    system: SystemDep,
     cache_control: Annotated[
         HeaderLines,
         Header(description="`no-cache`: a new answer, which is kept; `no-store`: none is used and none kept"),
@@ -155,11 +166,12 @@ async def caller(
     ] = None,
 ) -> Caller:
     limits = getattr(request.state, "limits", None)
-    return Caller(sender(request), cache_use(cache_control), wait_s(prefer), limits)
+    waits_s, default_s = wait_s(prefer), system.options.expected_wait_s
+    expected_wait_s = inf if waits_s is not None or default_s is None else default_s
+    return Caller(sender(request), cache_use(cache_control), waits_s, expected_wait_s, limits)
 
 
 CallerDep = Annotated[Caller, Depends(caller)]
-SystemDep = Annotated[System, Depends(running_system)]
 
 
 class ClientGoneError(Exception):

@@ -20,7 +20,13 @@ async def query(
 ) -> QueryResponse:
     params = GenerationParams(max_tokens=system.options.max_tokens, cache=caller.cache)
     messages = (Message("user", body.query),)
-    chat_request = ChatRequest(messages, params=params, client=caller.sender, wait_s=caller.wait_s)
+    chat_request = ChatRequest(
+        messages,
+        params=params,
+        client=caller.sender,
+        wait_s=caller.wait_s,
+        expected_wait_s=caller.expected_wait_s,
+    )
     events = caller.metered(system.dispatcher.stream(chat_request), chat_request)
     answer = await unless_disconnected(request, system.dispatcher.ask(chat_request, events))
     response.headers.update(server_timing(answer.timings))

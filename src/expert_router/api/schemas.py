@@ -128,7 +128,7 @@ class ChatCompletionRequest(RequestBody):
         )
         client = f"{caller.sender} {self.user}" if self.user else caller.sender
         messages = tuple(message.to_message() for message in self.messages)
-        return ChatRequest(messages, self.model, params, client, caller.wait_s)
+        return ChatRequest(messages, self.model, params, client, caller.wait_s, caller.expected_wait_s)
 
 
 MAX_STOP_SEQUENCES = 4

@@ -8,6 +8,7 @@ the same on every node.
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,7 +23,7 @@ from expert_router.deploy.ray_router import HELD, STATS_PERIOD_S
 from expert_router.errors import ConfigError, NotReadyError
 from expert_router.live.experts import LiveExperts
 from expert_router.observability import configure_logging
-from expert_router.serving.build import build_engine, build_system, max_running
+from expert_router.serving.build import build_engine, build_system, max_prefills, max_running
 from expert_router.serving.parts import Parts, build_parts
 from expert_router.serving.prompts import BARE_BASE_MODEL
 from expert_router.settings import load_settings
@@ -212,5 +213,8 @@ def _derived(settings: Settings) -> Settings:
     """What is derived from the machine elsewhere: a replica has its own processors, a gateway the replicas' room."""
     threads = settings.engine.threads or max(1, int(settings.ray.replica_cpus))
     settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"threads": threads})})
-    running = settings.serving.max_running or settings.ray.max_replicas * max_running(settings)
-    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"max_running": running})})
+    serving, replicas = settings.serving, settings.ray.max_replicas
+    room: dict[str, int] = {"max_running": serving.max_running or replicas * max_running(settings)}
+    if (prefills := max_prefills(settings)) < inf:
+        room["max_prefills"] = serving.max_prefills or replicas * int(prefills)
+    return settings.model_copy(update={"serving": serving.model_copy(update=room)})

@@ -42,9 +42,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
+    """``wait_s`` is sent as ``Prefer: wait``; 0 leaves it to the server."""
+
     max_tokens: int
     ignore_eos: bool = False
     no_cache: bool = False
+    wait_s: int = 0
 
 
 @dataclass(slots=True)
@@ -152,6 +155,8 @@ async def ask(client: httpx2.AsyncClient, target: Target, how: Asking, question:
         **({"ignore_eos": True} if how.ignore_eos else {}),
     }
     headers = {"cache-control": "no-store"} if how.no_cache else {}
+    if how.wait_s:
+        headers["prefer"] = f"wait={how.wait_s}"
     sample, started = Sample(question), time.perf_counter()
     try:
         async with client.stream("POST", "chat/completions", json=body, headers=headers) as response:

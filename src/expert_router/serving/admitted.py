@@ -33,8 +33,10 @@ class AdmittedEngine:
         Who asks for the first token's probability asks on: its slot waits a moment for that.
         """
         slot = self._admission.slot(expert.name, params.ticket, asks_on=params.probability)
-        async with slot, aclosing(self._engine.stream(expert, messages, params)) as chunks:
+        async with slot as has_token, aclosing(self._engine.stream(expert, messages, params)) as chunks:
             async for chunk in chunks:
+                if chunk.text:
+                    has_token()
                 yield chunk
 
     def served(self, expert: Expert) -> Served:

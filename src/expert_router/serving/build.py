@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
@@ -17,6 +18,7 @@ from expert_router.registry import Registry
 from expert_router.routing.policy import Policy
 from expert_router.serving.admission import Admission
 from expert_router.serving.admitted import AdmittedEngine
+from expert_router.serving.asked_before import AskedBefore
 from expert_router.serving.decision_writer import DecisionWriter
 from expert_router.serving.deployment import Deployment, Library
 from expert_router.serving.dispatcher import Dispatcher
@@ -42,6 +44,7 @@ EMBEDDED = ("openvino", "llamacpp")
 """The engines that load weights into this process."""
 ANSWERS_A_THREAD = 16
 ANSWERS_ELSEWHERE = 64
+PREFILLS = 2
 ROUTER_EXAMPLES = "processed/routing_train.csv"
 
 
@@ -89,15 +92,23 @@ def assemble(
     """
     deployed = build_deployment(parts, router, library, experts=experts, examples=build_examples(parts, router))
     serving = parts.settings.serving
-    admission = Admission(max_running(parts.settings), serving.max_queue, serving.queue_timeout_s, serving.client_share)
+    admission = Admission(
+        max_running(parts.settings),
+        serving.max_queue,
+        serving.queue_timeout_s,
+        serving.client_share,
+        max_prefills=max_prefills(parts.settings),
+    )
     engine = AdmittedEngine(engine, admission)
+    asked_before = None
     if answers is not None:
         kept = parts.settings.cache
         engine = CachingEngine(
             engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
         )
+        asked_before = AskedBefore(sampled=kept.sampled)
     log = DecisionWriter(store) if store is not None else None
-    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating)
+    return Dispatcher(deployed, engine, admission, log=log, repeating=repeating, asked_before=asked_before)
 
 
 def max_running(settings: Settings) -> int:
@@ -107,6 +118,13 @@ def max_running(settings: Settings) -> int:
     if settings.engine.name not in EMBEDDED:
         return ANSWERS_ELSEWHERE
     return ANSWERS_A_THREAD * inference_threads(settings.engine.threads)
+
+
+def max_prefills(settings: Settings) -> float:
+    """How many prompts are read at once."""
+    if settings.serving.max_prefills is not None:
+        return settings.serving.max_prefills
+    return PREFILLS if settings.engine.name in EMBEDDED else inf
 
 
 def build_deployment(

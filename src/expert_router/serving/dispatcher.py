@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
     from expert_router.ports import DecisionLog, Engine, RequestObserver
     from expert_router.serving.admission import Admission
+    from expert_router.serving.asked_before import AskedBefore
     from expert_router.serving.deployment import Deployment
     from expert_router.serving.progress import PartProgress
     from expert_router.serving.repeating import Repeating
-    from expert_router.types import ChatRequest, Chunk, Event, Expert, Found
+    from expert_router.types import ChatRequest, Chunk, Event, Expert, Found, Ticket
 
 
 class Dispatcher:
@@ -44,6 +45,7 @@ class Dispatcher:
 
     ``admission`` is the door that the ``engine`` stands behind; with a ``log`` the decision on each request is kept;
     with ``repeating`` an answer may be one to the same question in other words. ``observers`` learn what became of it.
+    With ``asked_before``, where answers are kept, what may be one of them is not refused before it was looked for.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Dispatcher:
         log: DecisionLog | None = None,
         repeating: Repeating | None = None,
         observers: Sequence[RequestObserver] = (),
+        asked_before: AskedBefore | None = None,
     ) -> None:
         self.deployed = deployed
         self.engine = engine
@@ -62,6 +65,7 @@ class Dispatcher:
         self.log = log
         self.repeating = repeating
         self.observers = list(observers)
+        self.asked_before = asked_before
 
     @property
     def experts(self) -> Mapping[str, Expert]:
@@ -72,12 +76,19 @@ class Dispatcher:
 
         Raises ``UnknownModelError``, ``InvalidRequestError``, ``OverloadedError`` and whatever the engine raises.
         """
-        with Progress(request, self.observers) as progress:
-            async with aclosing(self._events(request, progress)) as events:
+        with (
+            Progress(request, self.observers) as progress,
+            self.admission.request(request.client, request.wait_s, request.expected_wait_s) as ticket,
+        ):
+            async with aclosing(self._events(request, ticket, progress)) as events:
                 async for event in events:
                     yield event
 
-    async def _events(self, request: ChatRequest, progress: Progress) -> AsyncGenerator[Event]:
+    async def _events(self, request: ChatRequest, ticket: Ticket, progress: Progress) -> AsyncGenerator[Event]:
+        if self.asked_before is None or not self.asked_before.may_be_kept(request):
+            self.admission.hold_place(ticket)
+        if self.asked_before is not None:
+            self.asked_before.note(request)
         deployed = self.deployed
         progress.decision = decision = await deployed.decide_for(request)
         parts = await deployed.split(request.user_turns[-1], decision)
@@ -94,14 +105,14 @@ class Dispatcher:
             titles = deployed.titles
             yield Text(clarification(decision, titles) if decision.kind == "clarify" else refusal(titles))
         else:
-            with self.admission.request(request.client, request.wait_s) as progress.ticket:
-                ticketed = replace(request, params=replace(request.params, ticket=progress.ticket))
-                async with aclosing(self._answer(deployed, ticketed, parts, progress)) as events:
-                    async for event in events:
-                        if event.text and not isinstance(event, Section):
-                            progress.first_token_s = progress.first_token_s or progress.elapsed_s()
-                        layout.add(event)
-                        yield event
+            progress.ticket = ticket
+            ticketed = replace(request, params=replace(request.params, ticket=ticket))
+            async with aclosing(self._answer(deployed, ticketed, parts, progress)) as events:
+                async for event in events:
+                    if event.text and not isinstance(event, Section):
+                        progress.first_token_s = progress.first_token_s or progress.elapsed_s()
+                    layout.add(event)
+                    yield event
         yield progress.done(layout.answered())
 
     async def ask(self, request: ChatRequest, events: AsyncGenerator[Event] | None = None) -> Answer:

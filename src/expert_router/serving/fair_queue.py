@@ -30,24 +30,35 @@ class FairQueue:
         self._clients: OrderedDict[str, OrderedDict[str, OrderedDict[Place, None]]] = OrderedDict()
         self._counts: dict[str, int] = {}
         self._size = 0
+        self.expected = 0
+        """How many have not joined yet, and will."""
 
     def __len__(self) -> int:
         return self._size
 
     def of(self, client: str) -> int:
-        """How many of the client's wait."""
+        """How many of the client's wait or are expected."""
         return self._counts.get(client, 0)
 
     def ahead_of(self, client: str) -> int:
-        """At most so many are served before one that joins now."""
+        """At most so many are served before one that joins now, if those that are expected have joined."""
         own = self.of(client)
-        others = len(self._clients) - bool(own)
-        return min(self._size, own + others * (own + 1))
+        others = len(self._counts) - bool(own)
+        return min(self._size + self.expected, own + others * (own + 1))
+
+    def expect(self, client: str) -> None:
+        """One of the client's will join; ``arrived`` undoes it."""
+        self.expected += 1
+        self._count(client, 1)
+
+    def arrived(self, client: str) -> None:
+        self.expected -= 1
+        self._count(client, -1)
 
     def push(self, place: Place) -> None:
         experts = self._clients.setdefault(place.client, OrderedDict())
         experts.setdefault(place.expert, OrderedDict())[place] = None
-        self._counts[place.client] = self.of(place.client) + 1
+        self._count(place.client, 1)
         self._size += 1
 
     def pop(self) -> Place:
@@ -69,7 +80,10 @@ class FairQueue:
             del experts[place.expert]
         if not experts:
             del self._clients[place.client]
-        self._counts[place.client] -= 1
-        if not self._counts[place.client]:
-            del self._counts[place.client]
+        self._count(place.client, -1)
         self._size -= 1
+
+    def _count(self, client: str, change: int) -> None:
+        self._counts[client] = self.of(client) + change
+        if not self._counts[client]:
+            del self._counts[client]

@@ -28,6 +28,9 @@ CONNECT_TIMEOUT_S = 4.0
 SILENCE_TIMEOUT_S = 60.0
 """The longest silence that still counts as working; the API sends a comment every 15 s while it works."""
 
+PATIENCE_S = 30
+"""So long a person waits to be let in; programs come back by themselves, and are refused sooner."""
+
 BROKEN_OFF = "The connection to the backend broke before the answer was complete."
 
 T = TypeVar("T")
@@ -155,7 +158,9 @@ class ChatClient:
         try:
             async with (
                 self._connect(self._silence_timeout_s) as http,
-                http.sse("/v1/chat/completions", method="POST", json=body) as source,
+                http.sse(
+                    "/v1/chat/completions", method="POST", json=body, headers={"prefer": f"wait={PATIENCE_S}"}
+                ) as source,
             ):
                 if source.response.is_error:
                     await source.response.aread()

@@ -133,7 +133,7 @@ async def _measure(
 
     from expert_router.evaluation.http_load import Asking, ask, measure_level, measure_rate, open_client
 
-    how = Asking(args.max_tokens, args.ignore_eos, args.no_cache)
+    how = Asking(args.max_tokens, args.ignore_eos, args.no_cache, wait_s=0 if args.rate else int(SILENCE_S))
     seconds = SECONDS if args.seconds is None and args.requests is None else args.seconds
     async with open_client(args.url, SILENCE_S, args.key) as client:
         for level in loads:
