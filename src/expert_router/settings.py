@@ -122,6 +122,10 @@ class EngineSettings(Section):
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     reproducible: bool = False
     """Greedy answers alike alone and in a batch, on any x86 CPU, at about 60 % of the speed under load."""
+    step_tokens: int | None = Field(default=None, ge=32)
+    """``openvino`` only: so many tokens are computed at once at most, one of each answer and else of prompts. With
+    fewer, others' answers halt less while a prompt is read and who leaves is gone sooner, but reading takes longer;
+    ``None`` derives it from the model's size and the threads."""
     step_timeout_s: float | None = Field(default=None, gt=0)
     """``openvino`` only: a model of which one step takes longer hangs and is replaced; ``None`` derives it from its
     size."""

@@ -36,12 +36,19 @@ REPRODUCIBLE = {
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
 
 
-STEP_TOKENS = 256
-"""So many tokens of a prompt a step reads at most, as the library is by default."""
 WEIGHTS_PER_S = 5e9
 """So many weights (a byte each) times tokens a slow core takes a second: two operations each, 1e10 of them."""
 BESIDE_OTHERS_S = 30.0
 """What else the machine may have to do, between the steps of the smallest model too."""
+
+STEP_S = 0.05
+"""So long a step is meant to take: others' tokens, and whoever leaves, wait for its end."""
+USUAL_WEIGHTS_PER_S = 2.5e11
+"""As ``WEIGHTS_PER_S``, of a core as servers have them, in a prompt."""
+BLOCK_TOKENS = 32
+"""Of the attention cache. With fewer a thread a prompt takes a third longer, and many answers leave it no room."""
+MOST_TOKENS = 512
+"""With more a prompt is read no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +63,33 @@ class OpenVINOOptions:
     """Above 1 a token that was used before becomes less likely: small models fall into loops without it."""
     stack_size: int = 0
     """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
+    step_tokens: int | None = None
+    """So many are computed at once at most: one of each answer, and of prompts as many as are left. ``None`` derives it
+    from the model's size and the threads."""
     step_timeout_s: float | None = None
     """``None`` derives it from the model's size."""
 
 
-def longest_step_s(size_bytes: int) -> float:
-    """What takes longer hangs; a slow laptop with a long prompt does not: 40 s for 135 M weights, 400 s for 7 B."""
-    return BESIDE_OTHERS_S + size_bytes * STEP_TOKENS / WEIGHTS_PER_S
+def longest_step_s(size_bytes: int, step_tokens: int) -> float:
+    """What takes longer hangs; a slow laptop does not: 34 s for 135 M weights, 120 s for 7 B, with two threads."""
+    return BESIDE_OTHERS_S + size_bytes * step_tokens / WEIGHTS_PER_S
+
+
+def usual_step_tokens(size_bytes: int, threads: int) -> int:
+    """As many as take ``STEP_S``, in whole blocks."""
+    blocks = int(threads * STEP_S * USUAL_WEIGHTS_PER_S / size_bytes) // BLOCK_TOKENS
+    return max(min(blocks * BLOCK_TOKENS, MOST_TOKENS), threads * BLOCK_TOKENS)
+
+
+def scheduler_settings(options: OpenVINOOptions, step_tokens: int) -> dict[str, Any]:
+    """How a pipeline shares its steps and its cache among requests, in the library's words."""
+    return {
+        "cache_size": max(1, options.kv_cache_bytes // GIB),
+        "max_num_seqs": options.max_batch_size,
+        "max_num_batched_tokens": step_tokens,
+        "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
+        "enable_prefix_caching": True,  # an expert's instructions are read once
+    }
 
 
 class LoadedModel:
@@ -89,12 +116,6 @@ class LoadedModel:
         self._vocabulary = prepared.vocabulary
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
-        scheduler = {
-            "cache_size": max(1, options.kv_cache_bytes // GIB),
-            "max_num_seqs": options.max_batch_size,
-            "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
-            "enable_prefix_caching": True,  # an expert's instructions are read once
-        }
         device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
         try:
             self._tokenizer = genai.Tokenizer(str(prepared.folder))
@@ -106,7 +127,9 @@ class LoadedModel:
         self.token_ids("first of all")
         vocabulary = vocabulary_of(self._tokenizer)
         self._decode, self._control = vocabulary.decode, ControlTokens(vocabulary.control)
-        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes)
+        tokens = options.step_tokens or usual_step_tokens(prepared.size_bytes, options.threads)
+        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes, tokens)
+        scheduler = scheduler_settings(options, tokens)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:

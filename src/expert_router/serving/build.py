@@ -361,6 +361,7 @@ def _embedded_engine(parts: Parts) -> OpenVINOEngine:
         reproducible=engine.reproducible,
         repetition_penalty=engine.repetition_penalty,
         stack_size=engine.stack_size,
+        step_tokens=engine.step_tokens,
         step_timeout_s=engine.step_timeout_s,
     )
     sources = {
