@@ -128,6 +128,10 @@ class EngineSettings(Section):
     lookup_tokens: int = Field(default=7, ge=0, le=31)
     """``openvino`` only: experts with knowledge quote, so that many tokens of an answer are guessed from what it reads,
     and checked, at a time; with 0 none."""
+    step_tokens: int | None = Field(default=None, ge=32)
+    """``openvino`` only: so many tokens are computed at once at most, one of each answer and else of prompts. With
+    fewer, others' answers halt less while a prompt is read and who leaves is gone sooner, but reading takes longer;
+    ``None`` derives it from the model's size and the threads."""
     step_timeout_s: float | None = Field(default=None, gt=0)
     """An embedded model of which one step takes longer hangs and is replaced; ``None`` derives it from its size."""
     base_url: str = "http://127.0.0.1:9000/v1"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expert_router.engines.attention_cache import blocks_within
+from expert_router.engines.attention_cache import BLOCK_TOKENS, blocks_within
 from expert_router.engines.batching import start_pipeline
 from expert_router.engines.child import longest_step_s
 from expert_router.engines.control_tokens import ControlTokens
@@ -33,14 +33,20 @@ if TYPE_CHECKING:
 GIB = 1024**3
 TOKENIZER_LIMIT = 8192
 """The library's tokenizer for GGUF files cuts a longer prompt to its last 8192 tokens without a word."""
-STEP_TOKENS = 256
-"""So many tokens of a prompt a step reads at most, as the library is by default."""
 REPRODUCIBLE = {
     "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, on the CPUs that have it alone
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else a step of one request computes otherwise than a step of several
     "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
 }
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
+STEP_S = 0.05
+"""So long a step is meant to take: others' tokens, and whoever leaves, wait for its end."""
+USUAL_WEIGHTS_PER_S = 2.5e11
+"""So many weights (a byte each) times tokens of a prompt a core takes a second, as servers have them."""
+LEAST_BLOCKS = 2
+"""A thread. With fewer a prompt takes longer, and many answers, with what they guess, leave it no room."""
+MOST_TOKENS = 512
+"""With more a prompt is read no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,28 @@ class OpenVINOOptions:
     """So many adapters at most share a copy of their base's weights; with less than 2 each is merged into its own."""
     lookup_tokens: int = 0
     """So many tokens of an answer that quotes are guessed from its prompt, and checked, in a step."""
+    step_tokens: int | None = None
+    """So many are computed at once at most: one of each answer, and of prompts as many as are left. ``None`` derives it
+    from the model's size and the threads."""
     step_timeout_s: float | None = None
     """``None`` derives it from the model's size."""
+
+
+def usual_step_tokens(size_bytes: int, threads: int) -> int:
+    """As many as take ``STEP_S``, in whole blocks."""
+    blocks = int(threads * STEP_S * USUAL_WEIGHTS_PER_S / size_bytes) // BLOCK_TOKENS
+    return max(min(blocks * BLOCK_TOKENS, MOST_TOKENS), threads * LEAST_BLOCKS * BLOCK_TOKENS)
+
+
+def scheduler_settings(graph: Path, options: OpenVINOOptions, step_tokens: int) -> dict[str, Any]:
+    """How a pipeline shares its steps and its cache among requests, in the library's words."""
+    return {
+        **_attention_cache(graph, options),
+        "max_num_seqs": options.max_batch_size,
+        "max_num_batched_tokens": step_tokens,
+        "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
+        "enable_prefix_caching": True,  # an expert's instructions are read once
+    }
 
 
 def _attention_cache(graph: Path, options: OpenVINOOptions) -> dict[str, object]:
@@ -93,12 +119,6 @@ class LoadedModel:
         self._vocabulary = prepared.vocabulary
         self.context_tokens = min(prepared.facts.context_tokens, TOKENIZER_LIMIT)
         self.size_bytes = prepared.size_bytes + options.kv_cache_bytes
-        scheduler = {
-            **_attention_cache(prepared.folder / GRAPH, options),
-            "max_num_seqs": options.max_batch_size,
-            "dynamic_split_fuse": True,  # long prompts are read in slices between other requests' tokens
-            "enable_prefix_caching": True,  # an expert's instructions are read once
-        }
         device = {"INFERENCE_NUM_THREADS": options.threads, **(REPRODUCIBLE if options.reproducible else {})}
         if options.lookup_tokens:
             device[LOOKUP] = True
@@ -112,7 +132,9 @@ class LoadedModel:
         self.token_ids("first of all")
         vocabulary = vocabulary_of(self._tokenizer)
         self._decode, self._control = vocabulary.decode, ControlTokens(vocabulary.control)
-        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes, STEP_TOKENS)
+        tokens = options.step_tokens or usual_step_tokens(prepared.size_bytes, options.threads)
+        limit_s = options.step_timeout_s or longest_step_s(prepared.size_bytes, tokens)
+        scheduler = scheduler_settings(prepared.folder / GRAPH, options, tokens)
         self.batcher = start_pipeline(name, prepared.folder, scheduler, device, step_timeout_s=limit_s, died=died)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from expert_router.engines.attention_cache import BLOCK_TOKENS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -18,8 +20,6 @@ LOOKUP = "prompt_lookup"
 GUESSES = "num_assistant_tokens"
 NGRAM_TOKENS = 3
 """So many of the last tokens are looked for, then fewer, down to one."""
-BLOCK_TOKENS = 32
-"""Of the library's attention cache on CPUs."""
 
 
 def lookup_settings(tokens: int) -> dict[str, int]:

@@ -37,6 +37,7 @@ def openvino_engine(parts: Parts) -> OpenVINOEngine:
         repetition_penalty=engine.repetition_penalty,
         stack_size=engine.stack_size,
         lookup_tokens=engine.lookup_tokens if parts.settings.knowledge.passages else 0,
+        step_tokens=engine.step_tokens,
         step_timeout_s=engine.step_timeout_s,
     )
     sources = {
