@@ -64,6 +64,7 @@ ENTRYPOINT ["expert-router"]
 CMD ["serve"]
 
 # With what a profile needs in the image, for pods that start often: nothing is fetched, nothing prepared.
+# An expert is added to a catalogue that is thrown away, as that reads the questions which a server reads when it starts.
 FROM runtime AS warm
 ARG PROFILE=default
 USER 0
@@ -71,7 +72,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=
     export EXPERT_ROUTER_PATHS__CACHE=/opt/cache HF_HOME=/tmp/huggingface TMPDIR=/tmp \
     && expert-router --config "${PROFILE}" ask "What is REM sleep?" \
     && expert-router --config "${PROFILE}" explain "What is REM sleep?" \
-    && rm -rf /tmp/huggingface && chmod -R a+rX /opt/cache
+    && EXPERT_ROUTER_PATHS__CATALOGUE=/tmp/catalogue expert-router --config "${PROFILE}" expert add any --description Any \
+    && rm -rf /tmp/huggingface /tmp/catalogue && chmod -R a+rX /opt/cache
 
 FROM runtime AS baked
 ARG PROFILE=default

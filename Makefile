@@ -82,8 +82,8 @@ profile: $(VENV)/.dev  ## what holds Python while a server answers: runs/profile
 	$(BIN)/py-spy record --gil --threads --duration 25 --pid $$server --output "runs/profile-$$(date +%Y%m%d-%H%M%S).svg" & spy=$$!; \
 	$$router bench load --url http://127.0.0.1:$(PORT) --concurrency 8 --seconds 20 --no-cache; wait $$spy
 
-audit: $(VENV)/.dev  ## known vulnerabilities of what serving installs (asks pypi.org)
-	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --no-deps --disable-pip -r requirements.txt
+audit: $(VENV)/.dev  ## known vulnerabilities of what serving installs (asks pypi.org; fails where it cannot)
+	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 sbom: $(VENV)/.dev  ## what serving installs as a CycloneDX bill of materials: runs/sbom.json
 	@mkdir -p runs

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the cpu image without any hub, start it with nothing but its own folder to write to, ask it a question, stop it
-# in the middle of a stream, and say how long each took and how large it is (docs/containers.md). About three minutes.
+# in the middle of a stream, and say how long each took and how large it is (docs/containers.md). Three to ten minutes.
 #
 #   deploy/try-image.sh                     needs buildah, podman and, unless BASE_IMAGE is set, debootstrap and root
 #   BASE_IMAGE=python:3.12-slim-bookworm    another base
