@@ -1,7 +1,7 @@
 # expert-router in a container: docs/containers.md. Targets: cpu (the default), baked (cpu with its weights), gpu (vLLM).
 # Any base with Python 3.11 or newer and venv will do: --build-arg BASE_IMAGE=localhost/base
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
-ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.11.0
+ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.25.1
 
 FROM ${BASE_IMAGE} AS build
 # requirements-ui.txt brings the chat page too.
