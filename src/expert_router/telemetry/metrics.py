@@ -43,7 +43,8 @@ FIRST_TOKEN = Family(
 INTER_TOKEN = Family(
     "expert_router_inter_token_latency_seconds",
     "histogram",
-    "From one piece of a new answer to the next; a piece is a token as a rule, or several of what an expert quotes (`engine.lookup_tokens`).",
+    "From one piece of a new answer to the next; a piece is a token as a rule, or several of what an "
+    "expert quotes (`engine.lookup_tokens`).",
     ANSWER,
 )
 E2E = Family(
