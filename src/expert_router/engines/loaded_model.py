@@ -39,7 +39,7 @@ REPRODUCIBLE = {
     "KV_CACHE_PRECISION": "f16",  # else 8 bits, whose rounding depends on how the prompt was sliced
 }
 """What it takes to answer the same question alike on every x86 CPU, alone or in a batch."""
-STEP_S = 0.05
+STEP_S = 0.1
 """So long a step is meant to take: others' tokens, and whoever leaves, wait for its end."""
 USUAL_WEIGHTS_PER_S = 2.5e11
 """So many weights (a byte each) times tokens of a prompt a core takes a second, as servers have them."""
