@@ -79,7 +79,7 @@ profile: $(VENV)/.dev  ## what holds Python while a server answers: runs/profile
 	$$router $(CONFIG) serve --no-page --port $(PORT) > runs/profile.log 2>&1 & server=$$!; trap "kill $$server; wait $$server" EXIT; \
 	until $(BIN)/python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:$(PORT)/health/ready')" 2> /dev/null; do \
 		kill -0 $$server 2> /dev/null || { cat runs/profile.log; exit 1; }; sleep 1; done; \
-	$(BIN)/py-spy record --gil --threads --duration 25 --pid $$server --output "runs/profile-$$(date +%Y%m%d-%H%M%S).svg" & spy=$$!; \
+	$(BIN)/py-spy record --gil --threads --subprocesses --duration 25 --pid $$server --output "runs/profile-$$(date +%Y%m%d-%H%M%S).svg" & spy=$$!; \
 	$$router bench load --url http://127.0.0.1:$(PORT) --concurrency 8 --seconds 20 --no-cache; wait $$spy
 
 audit: $(VENV)/.dev  ## known vulnerabilities of what serving installs (asks pypi.org; fails where it cannot)
