@@ -25,6 +25,7 @@ import uvicorn
 
 from expert_router.api.app import create_app
 from expert_router.caching.engine import CachingEngine
+from expert_router.caching.key import Keeping
 from expert_router.live.experts import LiveExperts
 from expert_router.routing.lexical import LexicalRouter
 from expert_router.routing.policy import Policy
@@ -230,7 +231,7 @@ def build(
     engine = AdmittedEngine(engine, admission)
     asked_before = None
     if answers is not None:
-        engine = CachingEngine(engine, answers, per_client=per_client)
+        engine = CachingEngine(engine, answers, Keeping(per_client=per_client))
         asked_before = AskedBefore()
     library = None
     if knowledge is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expert_router.caching.engine import LARGEST_BYTES, CachingEngine
+from expert_router.caching.key import Keeping
 from expert_router.caching.memory import MemoryStore
 from expert_router.engines.echo import EchoEngine, EchoScript
 from expert_router.errors import ContextLengthError, EngineError, ExpertRouterError
@@ -64,7 +65,7 @@ class StepEngine(EchoEngine):
 
 
 def cached(engine: EchoEngine, **options: bool) -> CachingEngine:
-    return CachingEngine(engine, MemoryStore(10**6, 60.0), **options)
+    return CachingEngine(engine, MemoryStore(10**6, 60.0), Keeping(**options))
 
 
 async def ask(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from expert_router.caching.flight import Flight
-from expert_router.caching.key import answer_key
+from expert_router.caching.key import DEFAULT, Keeping, answer_key
 from expert_router.caching.recording import is_whole, read, written
 from expert_router.errors import OverloadedError
 
@@ -41,25 +41,14 @@ class CacheCounters:
 class CachingEngine:
     """The ``engine``, with its whole answers in ``store``; both are its own from here on. Made for one event loop.
 
-    ``namespace`` tells it from systems that use the same store. With ``sampled`` also answers that chance had a part in
-    are given again, with ``per_client`` each client's to itself alone. The last chunk says where the answer came from.
+    The last chunk says where the answer came from.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: AnswerStore,
-        *,
-        namespace: str = "",
-        sampled: bool = False,
-        per_client: bool = False,
-    ) -> None:
+    def __init__(self, engine: Engine, store: AnswerStore, keeping: Keeping = DEFAULT) -> None:
         self.name = engine.name
         self._engine = engine
         self._store = store
-        self._namespace = namespace
-        self._sampled = sampled
-        self._per_client = per_client
+        self._keeping = keeping
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = CacheCounters()
@@ -124,14 +113,12 @@ class CachingEngine:
 
     def _key_of(self, expert: Expert, messages: Sequence[Message], params: GenerationParams) -> str | None:
         """``None`` where the answer may neither be kept nor be one that was."""
-        if params.cache == "bypass" or (params.temperature > 0 and not self._sampled):
-            return None
-        identity = self._engine.identity(expert)
+        identity = self._engine.identity(expert) if self._keeping.allows(params) else None
         if identity is None:
             return None
         return answer_key(
-            namespace=self._namespace,
-            client=params.ticket.client if self._per_client and params.ticket is not None else "",
+            namespace=self._keeping.namespace,
+            client=self._keeping.whose(params.ticket.client) if params.ticket is not None else "",
             engine=self.name,
             identity=identity,
             expert=expert.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,3 +43,27 @@ def answer_key(
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     # Half a surrogate pair is let through: written as JSON's escapes, two of them would be the character they spell.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which answers are kept, and for whom.
+
+    ``namespace`` tells a system from others that use the same store. With ``sampled`` also answers that chance had a
+    part in are given again, with ``per_client`` each client's to itself alone.
+    """
+
+    namespace: str = ""
+    sampled: bool = False
+    per_client: bool = False
+
+    def allows(self, params: GenerationParams) -> bool:
+        """Whether an answer may be kept, or be one that was."""
+        return params.cache != "bypass" and (self.sampled or params.temperature == 0)
+
+    def whose(self, client: str) -> str:
+        """Whose answers a client is given: an empty name is everybody's."""
+        return client if self.per_client else ""
+
+
+DEFAULT = Keeping()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from expert_router.caching.key import DEFAULT, Keeping
+
 if TYPE_CHECKING:
     from expert_router.types import ChatRequest
 
@@ -17,19 +19,15 @@ LATELY = 10_000
 
 
 class AskedBefore:
-    """Digests only: where two are alike one request more is routed before it is refused.
+    """Digests only: where two are alike one request more is routed before it is refused."""
 
-    ``sampled`` as in ``CachingEngine``.
-    """
-
-    def __init__(self, *, sampled: bool = False) -> None:
-        self._sampled = sampled
+    def __init__(self, keeping: Keeping = DEFAULT) -> None:
+        self._keeping = keeping
         self._digests: OrderedDict[int, None] = OrderedDict()
 
     def may_be_kept(self, request: ChatRequest) -> bool:
-        if request.params.cache != "use" or (request.params.temperature > 0 and not self._sampled):
-            return False
-        return _digest(request) in self._digests
+        wanted = request.params.cache == "use" and self._keeping.allows(request.params)
+        return wanted and _digest(request) in self._digests
 
     def note(self, request: ChatRequest) -> None:
         digest = _digest(request)

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from expert_router.caching.engine import CachingEngine
+from expert_router.caching.key import Keeping
 from expert_router.caching.memory import MemoryStore
 from expert_router.caching.similar import SimilarAnswers
 from expert_router.catalogue import ROUTER_FOLDER, read_taught
@@ -102,11 +103,9 @@ def assemble(
     engine = AdmittedEngine(engine, admission)
     asked_before = None
     if answers is not None:
-        kept = parts.settings.cache
-        engine = CachingEngine(
-            engine, answers, namespace=kept.namespace, sampled=kept.sampled, per_client=kept.per_client
-        )
-        asked_before = AskedBefore(sampled=kept.sampled)
+        keeping = _keeping(parts.settings)
+        engine = CachingEngine(engine, answers, keeping)
+        asked_before = AskedBefore(keeping)
     log = DecisionWriter(store) if store is not None else None
     return Dispatcher(deployed, engine, admission, log=log, repeating=repeating, asked_before=asked_before)
 
@@ -207,7 +206,12 @@ def build_repeating(parts: Parts) -> Repeating | None:
     answers = SimilarAnswers(
         parts.encoder, similarity=cache.semantic_similarity, max_answers=cache.semantic_answers, ttl_s=cache.ttl_s
     )
-    return Repeating(answers, cache.namespace, cache.sampled, cache.per_client)
+    return Repeating(answers, _keeping(parts.settings))
+
+
+def _keeping(settings: Settings) -> Keeping:
+    cache = settings.cache
+    return Keeping(cache.namespace, cache.sampled, cache.per_client)
 
 
 def build_library(parts: Parts) -> Library | None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from expert_router.caching.key import answer_key
+from expert_router.caching.key import DEFAULT, Keeping, answer_key
 from expert_router.knowledge.grounding import is_unknown
 from expert_router.serving.prompts import expert_messages
 from expert_router.types import Message
@@ -30,12 +30,10 @@ LONGEST = 300
 
 @dataclass(frozen=True, slots=True)
 class Repeating:
-    """``namespace``, ``sampled`` and ``per_client`` as in ``CachingEngine``."""
+    """Gives the kept ``answers`` again."""
 
     answers: SimilarAnswers
-    namespace: str = ""
-    sampled: bool = False
-    per_client: bool = False
+    keeping: Keeping = DEFAULT
 
     def scope(
         self, engine: Engine, deployed: Deployment, expert: Expert, request: ChatRequest, others: Sequence[Expert]
@@ -47,16 +45,16 @@ class Repeating:
         """
         params, question = request.params, request.messages[-1].content
         system = [message for message in request.messages[:-1] if message.role == "system"]
-        if len(system) + 1 != len(request.messages) or params.cache == "bypass" or len(question) > LONGEST:
+        if len(system) + 1 != len(request.messages) or not self.keeping.allows(params) or len(question) > LONGEST:
             return None
         identity = engine.identity(expert)
-        if identity is None or (params.temperature > 0 and not self.sampled):
+        if identity is None:
             return None
         messages = expert_messages(expert, [*system, Message("user", "")], others)
         passages = deployed.library.passages if deployed.library else 0
         return answer_key(
-            namespace=repr((self.namespace, deployed.version, passages)),
-            client=request.client if self.per_client else "",
+            namespace=repr((self.keeping.namespace, deployed.version, passages)),
+            client=self.keeping.whose(request.client),
             engine=engine.name,
             identity=identity,
             expert=expert.name,
