@@ -354,7 +354,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none"
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) or "none (a file is named with .toml)"
         raise ConfigError(f"There is no configuration {path}. Profiles there: {known}.") from None
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from contextlib import nullcontext, redirect_stdout
@@ -169,7 +170,8 @@ def _show_experts(args: Namespace, live: LiveExperts) -> int:
         print(f"Version {version.number} ({version.change}).")
     else:
         for key, value in described[0].items():
-            print(f"{key:<14}{value}")
+            for line, label in zip(_lines(value), itertools.chain([key], itertools.repeat("")), strict=False):
+                print(f"{label:<14}{line}".rstrip())
     return 0
 
 
@@ -227,6 +229,17 @@ def _body(args: Namespace) -> dict[str, Any]:
         "knowledge": [{"title": passage.title, "text": passage.text} for passage in passages],
         "replace": args.replace,
     }
+
+
+def _lines(value: object) -> list[str]:
+    """A described value for people: what there is several of has a line each."""
+    match value:
+        case dict():
+            return [f"{name}: {each}" for name, each in value.items()] or ["none"]
+        case list():
+            return list(map(str, value)) or ["none"]
+        case _:
+            return ["none" if value is None else str(value)]
 
 
 def _show_remote(args: Namespace, answer: Any) -> int:
