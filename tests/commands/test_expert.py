@@ -85,7 +85,7 @@ def test_list_and_show_say_who_can_answer(inside: Inside) -> None:
     assert shown.splitlines()[:2] == ["name          sleep", "title         Sleep science"]
     one = printed(inside.run("expert", "show", "sleep", "--json"))
     assert one["name"] == "sleep"
-    listed = [line for line in shown.splitlines() if line.startswith("examples") or line.startswith(" " * 14)]
+    listed = [line for line in shown.splitlines() if line.startswith(("examples", " " * 14))]
     assert [line[14:] for line in listed][-len(one["examples"]) :] == one["examples"]
     assert names(inside) == ["cars", "sleep"]
 
