@@ -18,6 +18,7 @@ import pytest
 from cli import one_line
 from filelock import FileLock
 
+from processes import children_of, told_of
 from support import SLEEP_QUESTION, chat_body, events, eventually
 
 if TYPE_CHECKING:
@@ -246,9 +247,7 @@ def _refuses_newcomers(url: str) -> None:
 
 
 def worker_ids(server: Serving) -> set[int]:
-    pid = server.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
-    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {child for child in children_of(server.process.pid) if "spawn_main" in told_of(child, "cmdline")}
 
 
 def _told(server: Serving, name: str) -> dict[str, float]:

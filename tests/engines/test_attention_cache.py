@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,11 @@ from tiny_gguf import prepare_llama
 from expert_router.engines.attention_cache import blocks_within
 from expert_router.engines.batching import start_pipeline
 from expert_router.engines.prepared import GRAPH
+from processes import children_of, told_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from expert_router.engines.prepared import PreparedModel
 
 
@@ -57,10 +59,11 @@ def test_there_is_always_room_for_a_block_of_what_is_known(tmp_path: Path, tiny:
 async def test_a_pipeline_drops_kernels_of_sizes_that_nobody_asks_for_any_more(tiny: PreparedModel) -> None:
     """Each size has some 1.5 MB of them: the last fifty, if all were kept, 75."""
     device = {"INFERENCE_NUM_THREADS": 1}
+    others = children_of(os.getpid())
     batcher = start_pipeline("tiny", tiny.folder, {"num_kv_blocks": 64}, device, step_timeout_s=60)
     held = []
     try:
-        (pid,) = children_of(os.getpid())
+        (pid,) = children_of(os.getpid()) - others
         for tokens in range(1, 201):
             prompt = np.full((1, tokens), 5, dtype=np.int64)
             async with aclosing(batcher.generate(prompt, {"max_new_tokens": 1, "eos_token_id": 0})) as batches:
@@ -72,12 +75,7 @@ async def test_a_pipeline_drops_kernels_of_sizes_that_nobody_asks_for_any_more(t
     assert held[199] - held[150] < 25 * 1024**2
 
 
-def children_of(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(each) for thread in threads for each in (thread / "children").read_text("ascii").split()]
-
-
 def anonymous_bytes(pid: int) -> int:
-    found = re.search(r"Anonymous: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text("ascii"))
+    found = re.search(r"Anonymous: +(\d+)", told_of(pid, "smaps_rollup"))
     assert found is not None
     return int(found[1]) * 1024

@@ -9,7 +9,6 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,10 +50,12 @@ from expert_router.serving.parts import Parts
 from expert_router.settings import load_settings
 from expert_router.types import Adapter, Expert, Message, Served
 from expert_router.weights import Canary
+from processes import children_of, told_of
 from support import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from expert_router.engines.llama_files import BaseFile
     from expert_router.types import Quantization
@@ -330,9 +331,7 @@ async def test_closing_the_engine_ends_what_runs_and_waits_and_refuses_what_come
 
 def own_processes() -> set[int]:
     """Of all llama.cpp's servers that this process has started."""
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    children = {int(child) for task in tasks for child in (task / "children").read_text("ascii").split()}
-    return {child for child in children if b"llama_process" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {child for child in children_of(os.getpid()) if "llama_process" in told_of(child, "cmdline")}
 
 
 async def disturbed(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from expert_router.serving.parts import fetch_model
 from expert_router.settings import load_settings
 from expert_router.types import Expert, GenerationParams, Message
 from expert_router.weights import Canary
+from processes import children_of
 from support import eventually, until
 
 if TYPE_CHECKING:
@@ -536,17 +537,6 @@ async def test_models_beyond_the_bound_are_unloaded_least_recently_used_first(ra
 
 
 # The process that a model runs in
-
-
-def children_of(pid: int) -> set[int]:
-    """Those that still run."""
-    pids = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == pid and state != "Z":
-                pids.add(int(entry.parent.name))
-    return pids
 
 
 @pytest.fixture

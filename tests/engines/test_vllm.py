@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,10 +19,12 @@ from expert_router.engines.remote.supervisor import ATTEMPTS, ChildProgram, Supe
 from expert_router.engines.vllm import VLLMEngine, VLLMOptions
 from expert_router.errors import ConfigError, NotReadyError, UpstreamsDownError
 from expert_router.types import GENERAL, Adapter, Expert, GenerationParams, Message
+from processes import members_of
 from support import eventually, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 STAND_IN = [sys.executable, "-m", "expert_router.evaluation.fake_vllm"]
 BASE = Expert(GENERAL, "General", "", "")
@@ -56,23 +57,6 @@ def server(engine: VLLMEngine) -> dict[str, Any]:
     return engine.status()["server"]  # type: ignore[return-value]
 
 
-def alive(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def group(leader: int) -> list[int]:
-    """The processes of a group that live."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == leader and fields[0] != "Z":
-                found.append(int(stat.parent.name))
-    return found
-
-
 async def test_it_starts_loads_the_adapters_answers_and_ends_with_all_its_processes(tmp_path: Path) -> None:
     expert = tuned(tmp_path)
     async with engine_of(options(), adapters=expert.adapters.values()) as engine:
@@ -85,8 +69,8 @@ async def test_it_starts_loads_the_adapters_answers_and_ends_with_all_its_proces
         assert (status["engine"], status["unusable"]) == ("vllm", None)
         assert (server(engine)["state"], server(engine)["starts"]) == ("ready", 1)
         leader = server(engine)["pid"]
-        assert len(group(leader)) == 2
-    assert group(leader) == []
+        assert len(members_of(leader)) == 2
+    assert members_of(leader) == set()
 
 
 async def test_the_first_question_starts_it_where_nothing_else_did() -> None:
@@ -113,12 +97,12 @@ async def test_one_that_dies_is_started_again_and_has_its_adapters_again(tmp_pat
     async with engine_of(options()) as engine:
         await engine.warm_up(expert)
         leader = server(engine)["pid"]
-        (child,) = set(group(leader)) - {leader}
+        (child,) = members_of(leader) - {leader}
         os.kill(child, how)
         await until(lambda: server(engine)["starts"] == 2 and server(engine)["state"] == "ready")
         assert f"ended by signal {how.value}" in server(engine)["last_failure"]
         assert await said(engine, expert) == "[sleep@0123456789ab] one two three "
-        assert group(leader) == []
+        assert members_of(leader) == set()
 
 
 async def test_the_error_that_is_told_is_the_first_one_which_the_others_only_report() -> None:
@@ -181,11 +165,11 @@ async def test_one_that_does_not_listen_is_killed_with_what_it_started() -> None
     program = ChildProgram("child", ["sh", "-c", "trap '' TERM; sleep 600 & sleep 600"], "soon", grace_s=0.2)
     supervisor = Supervisor(program, never, poll_s=0.01)
     supervisor.begin()
-    await until(lambda: supervisor.pid is not None and len(group(supervisor.pid)) == 4)
+    await until(lambda: supervisor.pid is not None and len(members_of(supervisor.pid)) == 4)
     leader = supervisor.pid
     assert leader is not None
     await supervisor.stop()
-    assert group(leader) == []
+    assert members_of(leader) == set()
 
 
 KILLED = """
@@ -212,9 +196,9 @@ def test_nothing_is_left_behind_by_a_kill(whom: str) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         leader = int(process.stdout.readline())
-        eventually(lambda: len(group(leader)) == 4)
+        eventually(lambda: len(members_of(leader)) == 4)
         os.kill(process.pid if whom == "server" else leader, signal.SIGKILL)
-        eventually(lambda: not any(alive(pid) for pid in group(leader)))
+        eventually(lambda: not members_of(leader))
         process.kill()
 
 

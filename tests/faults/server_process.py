@@ -11,17 +11,18 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from expert_router.data.labelled import LabelledQuestion
 from expert_router.evaluation.http_load import Asking, Target, ask, open_client
+from processes import descendants, told_of
 from support import SLEEP_QUESTION, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from expert_router.evaluation.http_load import Sample
 
@@ -51,7 +52,7 @@ class ServerProcess:
         pids: list[int] = []
 
         def found() -> bool:
-            pids[:] = [pid for pid in descendants(self.process.pid) if f"/prepared/{model}-" in _maps(pid)]
+            pids[:] = [pid for pid in descendants(self.process.pid) if f"/prepared/{model}-" in told_of(pid, "maps")]
             return len(pids) == 1
 
         eventually(found, within_s=20)
@@ -107,21 +108,6 @@ def serving(
         process.communicate()
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below one that still run."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(entry.parent.name)] = int(parent)
-    below, found = {pid}, set[int]()
-    while below:
-        below = {child for child, parent in parents.items() if parent in below}
-        found |= below
-    return found
-
-
 def file_limit(file_bytes: int) -> Callable[[], None]:
     """No file may become larger, as on a disk that becomes full."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
@@ -137,10 +123,3 @@ async def ask_many(
         asked = [asyncio.create_task(ask(client, Target(url, model, ours=True), how, question)) for _ in range(count)]
         await during(asked)
         return await asyncio.gather(*asked)
-
-
-def _maps(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/maps").read_text("utf-8")
-    except OSError:
-        return ""

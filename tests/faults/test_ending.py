@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
-from server_process import ServerProcess, ask_many, descendants, serving
+from server_process import ServerProcess, ask_many, serving
 
+from processes import descendants, lives, told_of
 from support import eventually, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from expert_router.evaluation.http_load import Sample
 
 CLIENTS = 24
@@ -49,18 +51,15 @@ async def test_every_client_gets_an_end(home: Path, tmp_path: Path, workers: int
     assert (len(whole) == CLIENTS) if tokens == SOME else told
     assert all(sample.tokens == tokens for sample in whole)
     assert "Traceback" not in server.log.read_text()
-    await until(lambda: not [pid for pid in family if _lives(pid)], within_s=5)
+    await until(lambda: not [pid for pid in family if lives(pid)], within_s=5)
 
 
 def _all_ready(server: ServerProcess, workers: int) -> None:
-    eventually(lambda: len([pid for pid in descendants(server.process.pid) if _has_model(pid)]) >= 2 * workers, 60)
+    eventually(lambda: sum(map(_has_model, descendants(server.process.pid))) >= 2 * workers, 60)
 
 
 def _has_model(pid: int) -> bool:
-    try:
-        return "/prepared/" in Path(f"/proc/{pid}/maps").read_text("utf-8")
-    except OSError:
-        return False
+    return "/prepared/" in told_of(pid, "maps")
 
 
 def _running(server: ServerProcess) -> int:
@@ -73,11 +72,3 @@ def _refused(server: ServerProcess) -> bool:
     except httpx2.HTTPError:
         return True
     return False
-
-
-def _lives(pid: int) -> bool:
-    """A process that has ended and that nobody has asked how does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ServerProcess, ask_many, descendants, serving
+from server_process import ServerProcess, ask_many, serving
 
+from processes import descendants
 from support import eventually, until
 
 if TYPE_CHECKING:
