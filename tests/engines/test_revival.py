@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from expert_router.engines.revival import CALM_S, LONGEST_PAUSE_S, Revivals
+from expert_router.engines.backoff import LONGEST_PAUSE_S
+from expert_router.engines.revival import CALM_S, Revivals
 from expert_router.errors import NotReadyError
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import itertools
 
+from expert_router.engines.backoff import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from expert_router.engines.echo import EchoEngine
-from expert_router.serving.standing import CALM_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Standing
+from expert_router.serving.standing import CALM_S, Standing
 from support import build
 
 WHY = "its process ended"

@@ -20,13 +20,14 @@ from importlib.metadata import version
 from math import exp
 from typing import TYPE_CHECKING
 
+from expert_router.engines.asked import base_and_adapter, room_after
 from expert_router.engines.canary import adapter_canary, compare
 from expert_router.engines.llama_files import RECIPE
 from expert_router.engines.llama_server import LlamaServer, cached_tokens
 from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.revival import Revivals
 from expert_router.engines.stopping import StopScanner
-from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
+from expert_router.errors import EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Quantization, Served, Usage
 from expert_router.weights import CANARY_TOKENS, Canary
 
@@ -111,7 +112,7 @@ class LlamaCppEngine:
         self._prover = ThreadPoolExecutor(1, thread_name_prefix="llama-proof")
         for expert in experts:
             with suppress(NotReadyError):  # said to whoever asks for it
-                base, adapter = self._weights_of(expert)
+                base, adapter = self._meant_for(expert)
                 if adapter is not None:
                     self._shelf(base, adapter).touch(adapter)
 
@@ -121,14 +122,8 @@ class LlamaCppEngine:
         async with self._server_of(expert) as (server, adapter):
             conversation = [{"role": message.role, "content": message.content} for message in messages]
             prompt = await asyncio.to_thread(server.encode, conversation)
-            if len(prompt) >= server.context_tokens:
-                raise ContextLengthError(
-                    f"The conversation is too long: {server.name} holds {server.context_tokens} tokens, the answer "
-                    "included. Shorten it or start a new one.",
-                    param="messages",
-                )
+            room = min(params.max_tokens, room_after(len(prompt), server.context_tokens, server.name))
             yield Chunk("")  # accepted
-            room = min(params.max_tokens, server.context_tokens - len(prompt))
             begun, begin = await _beginning(server, params.begin, room - 1)
             pieces = server.generate([*prompt, *begun], replace(params, max_tokens=room - len(begun)), adapter)
             async with aclosing(_to_chunks(pieces, params, len(prompt), len(begun), begin)) as chunks:
@@ -136,18 +131,18 @@ class LlamaCppEngine:
                     yield chunk
 
     def served(self, expert: Expert) -> Served:
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         return Served(base, adapter.sha256 if adapter else None)
 
     def identity(self, expert: Expert) -> str | None:
         """Rounding is not part of it: threads, CPU, and which requests are computed together."""
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         sha256 = self._sources[base].sha256
         change = adapter and (adapter.sha256, adapter.quantization)
         return sha256 and repr((self.name, base, sha256, change, RECIPE, self._options.repetition_penalty, _version()))
 
     def holds(self, expert: Expert) -> bool:
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         server = self._servers.loaded().get(self._shelf(base, adapter).key)
         return server is not None and (adapter is None or adapter.sha256 in server.adapters)
 
@@ -170,11 +165,8 @@ class LlamaCppEngine:
         await asyncio.to_thread(self._servers.close)
         self._prover.shutdown(wait=False, cancel_futures=True)
 
-    def _weights_of(self, expert: Expert) -> tuple[str, Adapter | None]:
-        base, adapter = expert.embedded_on(expert.base_model or self._default_model)
-        if base not in self._sources:
-            raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
-        return base, adapter
+    def _meant_for(self, expert: Expert) -> tuple[str, Adapter | None]:
+        return base_and_adapter(expert, self._default_model, self._sources)
 
     def _shelf(self, base: str, adapter: Adapter | None) -> _Shelf:
         with self._lock:
@@ -186,7 +178,7 @@ class LlamaCppEngine:
     @asynccontextmanager
     async def _server_of(self, expert: Expert) -> AsyncIterator[tuple[LlamaServer, str | None]]:
         """A server that can answer for the expert, and what its adapter is called there."""
-        base, adapter = self._weights_of(expert)
+        base, adapter = self._meant_for(expert)
         shelf = self._shelf(base, adapter)
         if adapter is None:
             async with self._servers.lease(shelf.key) as server:

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from math import exp
 from typing import TYPE_CHECKING
 
+from expert_router.engines.asked import base_and_adapter, room_after
 from expert_router.engines.canary import adapter_canary, check_canary
 from expert_router.engines.detokenizer import Detokenizer
 from expert_router.engines.loaded_model import LoadedModel
@@ -24,7 +25,7 @@ from expert_router.engines.model_cache import ModelCache
 from expert_router.engines.prepared import RECIPE, prepare_stack
 from expert_router.engines.revival import Revivals
 from expert_router.engines.stopping import StopScanner
-from expert_router.errors import ContextLengthError, EngineError, NotReadyError, WeightsError
+from expert_router.errors import EngineError, NotReadyError, WeightsError
 from expert_router.types import DEFAULT_QUANTIZATION, Chunk, GenerationParams, Served, Usage
 
 if TYPE_CHECKING:
@@ -97,14 +98,8 @@ class OpenVINOEngine:
             conversation = [{"role": message.role, "content": message.content} for message in messages]
             prompt = await asyncio.to_thread(model.encode, conversation)
             prompt_tokens = len(prompt)
-            if prompt_tokens >= model.context_tokens:
-                raise ContextLengthError(
-                    f"The conversation is too long: {model.name} holds {model.context_tokens} tokens, the answer "
-                    "included. Shorten it or start a new one.",
-                    param="messages",
-                )
+            room = min(params.max_tokens, room_after(prompt_tokens, model.context_tokens, model.name))
             yield Chunk("")  # accepted
-            room = min(params.max_tokens, model.context_tokens - prompt_tokens)
             begun = (await asyncio.to_thread(model.token_ids, params.begin))[: room - 1] if params.begin else []
             left = replace(params, max_tokens=room - len(begun))
             batches = model.generate([*prompt, *begun], left, slot=slot, quotes=expert.knowledge is not None)
@@ -189,10 +184,7 @@ class OpenVINOEngine:
         return stacks
 
     def _meant_for(self, expert: Expert) -> tuple[str, Adapter | None]:
-        base, adapter = expert.embedded_on(expert.base_model or self._options.default_model)
-        if base not in self._sources:
-            raise NotReadyError(f"The base model {base!r} of {expert.name!r} is not in models.lock.")
-        return base, adapter
+        return base_and_adapter(expert, self._options.default_model, self._sources)
 
     def _load(self, key: str) -> LoadedModel:
         weights = self._weights[key]

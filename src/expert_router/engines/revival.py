@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
+from expert_router.engines.backoff import doubled
 from expert_router.errors import NotReadyError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 CALM_S = 600.0
 """Who lived so long since its last death dies for the first time again."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 @dataclass(slots=True)
@@ -31,9 +31,7 @@ class _Deaths:
     @property
     def pause_s(self) -> float:
         """None after the first, then doubled each time."""
-        if self.in_a_row == 1:
-            return 0.0
-        return float(min(FIRST_PAUSE_S * 2 ** min(self.in_a_row - 2, 30), LONGEST_PAUSE_S))
+        return 0.0 if self.in_a_row == 1 else doubled(self.in_a_row - 2)
 
 
 class Revivals:

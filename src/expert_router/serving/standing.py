@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from expert_router.engines.backoff import doubled
 from expert_router.errors import EngineError, EngineTimeoutError, ExpertRouterError, NotReadyError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TROUBLE = {NotReadyError.code, EngineError.code, EngineTimeoutError.code}
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CALM_S = 600.0
 """What comes so long after the last trouble is the first again."""
 
@@ -42,15 +42,11 @@ class _Trouble:
     @property
     def over_from(self) -> float:
         """What works earlier proves nothing."""
-        return self.failed_at + _pause_s(self.relapses)
+        return self.failed_at + doubled(self.relapses)
 
     @property
     def try_at(self) -> float:
-        return self.failed_at + _pause_s(max(self.relapses, self.tries))
-
-
-def _pause_s(doubled: int) -> float:
-    return float(min(FIRST_PAUSE_S * 2 ** min(doubled, 30), LONGEST_PAUSE_S))
+        return self.failed_at + doubled(max(self.relapses, self.tries))
 
 
 class Standing:

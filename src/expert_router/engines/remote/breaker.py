@@ -6,24 +6,19 @@ whether it is over. The budget bounds what retries add to a load under which ser
 
 from __future__ import annotations
 
-import random
 import time
 from typing import TYPE_CHECKING
+
+from expert_router.engines.backoff import doubled, jittered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FAILURES_IN_A_ROW = 3
-FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 RETRY_SHARE = 0.2
 """So many requests in one may be asked a second time, over a longer time."""
 RETRY_BURST = 10.0
-
-
-def jittered(seconds: float) -> float:
-    """About as long, never for all alike: what waits together would come back together."""
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
 
 
 class Breaker:
@@ -32,7 +27,7 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._in_a_row = 0
-        self._pause_s = FIRST_PAUSE_S
+        self._pauses = 0
         self._due: float | None = None
         """When a probe may go; ``None`` while it is closed."""
         self._probing = False
@@ -70,7 +65,7 @@ class Breaker:
     def succeeded(self) -> None:
         """An answer was whole."""
         if self.closed:
-            self._in_a_row, self._pause_s = 0, FIRST_PAUSE_S
+            self._in_a_row = self._pauses = 0
 
     def failed(self, *, probe: bool) -> None:
         """What began before it opened says nothing new."""
@@ -78,8 +73,9 @@ class Breaker:
             return
         self._in_a_row += 1
         if probe or self._in_a_row >= FAILURES_IN_A_ROW:
-            self._due, self._probing = self._clock() + jittered(self._pause_s), False
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            pause_s = doubled(self._pauses, longest_s=LONGEST_PAUSE_S)
+            self._due, self._probing = self._clock() + jittered(pause_s), False
+            self._pauses += 1
 
     def left(self, *, probe: bool) -> None:
         """The request ended without telling anything: another may be the probe."""

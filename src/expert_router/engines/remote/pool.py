@@ -9,8 +9,9 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from expert_router.engines.backoff import jittered
 from expert_router.engines.http_client import NO_HEADERS
-from expert_router.engines.remote.breaker import RetryBudget, jittered
+from expert_router.engines.remote.breaker import RetryBudget
 from expert_router.engines.remote.failures import AttemptError
 from expert_router.engines.remote.member import Member
 from expert_router.errors import ExpertRouterError, NotReadyError, OverloadedError, UpstreamsDownError

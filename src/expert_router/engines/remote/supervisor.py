@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+from expert_router.engines.backoff import FIRST_PAUSE_S, doubled, jittered
 from expert_router.engines.remote import leash
-from expert_router.engines.remote.breaker import jittered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,8 +29,6 @@ ATTEMPTS = 5
 """Starts in a row that came to nothing; then it is given up."""
 SETTLED_S = 60.0
 """Who was healthy for so long has come to something."""
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
 POLL_S = 0.5
 PROGRESS_EVERY_S = 10.0
 LAST_ERRORS = 200
@@ -149,7 +147,7 @@ class Supervisor:
                 return
             self.state = "restarting"
             logger.error("%s died", self._program.name, extra=about)
-            await asyncio.sleep(jittered(min(self._first_pause_s * 2 ** (in_vain - 1), LONGEST_PAUSE_S)))
+            await asyncio.sleep(jittered(doubled(in_vain - 1, self._first_pause_s)))
 
     async def _live(self) -> float:
         """One life of the child, from its start to its end; how long it was healthy, in seconds."""
