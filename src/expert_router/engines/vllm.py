@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expert_router.artifacts import ADAPTER_CONFIG
+from expert_router.engines.backoff import FIRST_PAUSE_S
 from expert_router.engines.openai_http import OpenAIHTTPEngine
 from expert_router.engines.remote.failures import AttemptError
 from expert_router.engines.remote.supervisor import ChildProgram, Supervisor
@@ -78,7 +79,7 @@ class VLLMEngine:
         read_timeout_s: float = 60.0,
         revision: str | None = None,
         wanted: Callable[[], Collection[str]] | None = None,
-        first_pause_s: float = 1.0,
+        first_pause_s: float = FIRST_PAUSE_S,
         poll_s: float = 0.5,
     ) -> None:
         port, key = _free_port(), secrets.token_urlsafe(32)
