@@ -160,7 +160,10 @@ class EngineSettings(Section):
 
 class KnowledgeSettings(Section):
     passages: int = Field(default=5, ge=0, le=20)
-    """How many an expert reads before it answers, the first one whole; 0 switches retrieval off."""
+    """How many an expert reads at most before it answers, the first one whole; 0 switches retrieval off."""
+    margin: float = Field(default=0.1, ge=0)
+    """Of these the best two, and others whose score (a cosine, and what shared words add) is at most so far below the
+    best one's."""
 
 
 class ServingSettings(Section):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from expert_router.knowledge.grounding import (
@@ -10,6 +12,7 @@ from expert_router.knowledge.grounding import (
     is_unknown,
     texts_read,
     without_citations,
+    worth_reading,
 )
 from expert_router.types import Found
 from support import BENZ, NAPS, STAGES, passage
@@ -18,6 +21,26 @@ FOUND = [Found(STAGES, 1.0), Found(NAPS, 0.8), Found(BENZ, 0.5)]
 FIRST, SECOND, THIRD = FOUND
 BEDS = passage("Beds", "beds.md", "Feathers were a luxury. Springs came from coils. Straw drew the fleas.")
 SPRINGS = "Springs came from coils."
+
+
+@pytest.mark.parametrize(
+    ("scores", "margin", "read"),
+    [
+        ([], 0.1, 0),
+        ([1.0], 0.1, 1),
+        ([1.0, 0.2], 0.1, 2),
+        ([1.0, 0.2, 0.19], 0.1, 2),
+        ([1.0, 0.95, 0.92, 0.5], 0.1, 3),
+        ([1.0, 0.5, 0.5, 0.5, 0.1], 0.5, 4),
+        ([1.0, 0.5, 0.1], inf, 3),
+        ([1.0, 1.0, 1.0], 0.0, 3),
+    ],
+)
+def test_the_best_two_are_read_and_what_matches_nearly_as_well_as_the_best(
+    scores: list[float], margin: float, read: int
+) -> None:
+    found = [Found(NAPS, score) for score in scores]
+    assert worth_reading(found, margin) == found[:read]
 
 
 def test_passages_stand_numbered_from_one_between_the_question_and_the_question_again() -> None:

@@ -131,7 +131,13 @@ async def test_what_was_found_counts_too() -> None:
 
     assert await said(LeaningEngine({"sleep": 0.99}), by_match, knowledge=finding(0.6)) == ANSWER
     assert await said(LeaningEngine({"sleep": 0.01}), by_match, knowledge=finding(0.4)) == UNKNOWN
-    assert match_of([Found(STAGES, 9.0, "", 0.8), Found(NAPS, 5.0, "", 0.6)]) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "match"), [([0.8], 0.8), ([0.8, 0.6], 0.7), ([0.6, 0.2, 0.8], 0.7), ([0.5, 0.5, 0.5], 0.5)]
+)
+def test_the_match_is_that_of_the_two_closest_passages(cosines: list[float], match: float) -> None:
+    assert match_of([Found(NAPS, 1.0, "", cosine) for cosine in cosines]) == pytest.approx(match)
 
 
 @pytest.mark.parametrize(

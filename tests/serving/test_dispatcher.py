@@ -520,6 +520,18 @@ async def test_no_more_passages_are_read_than_the_library_says() -> None:
     assert [len(sources.found) for sources in answer.sources] == [3]
 
 
+async def test_what_matches_far_worse_than_the_best_passages_is_not_read() -> None:
+    knowledge, router = FixedKnowledge({"sleep": [NAPS, STAGES, NAPS, STAGES, NAPS]}), FixedRouter(NONE)
+    experts = {"sleep": replace(SLEEP, knowledge=Path("sleep")), "cars": CARS}
+    library = Library(knowledge, 5, margin=0.25)  # a passage scores 0.1 less than the one before it
+    deployed = Deployment(experts, router, Policy(router.thresholds, TITLES), library)
+    engine = NotingEngine()
+    answer = await Dispatcher(deployed, engine, Admission(8, 8, 5.0)).ask(ask("Why?", model="sleep"))
+    assert [hit.passage for hit in answer.sources[0].found] == [NAPS, STAGES, NAPS]
+    ((_, messages, _),) = engine.asked
+    assert ("[3]" in messages[-1].content, "[4]" in messages[-1].content) == (True, False)
+
+
 async def test_the_last_question_is_looked_up_with_the_users_earlier_turns() -> None:
     knowledge = library()
     turns = (

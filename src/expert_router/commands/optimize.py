@@ -244,7 +244,7 @@ def _about(args: Namespace, settings: Settings, questions: Mapping[str, Sequence
         questions.values(),
         data=PREPARED,
         limit=args.limit,
-        settings=f"profile {settings.profile}, {settings.knowledge.passages} passages, at most "
+        settings=f"profile {settings.profile}, up to {settings.knowledge.passages} passages, at most "
         f"{settings.serving.max_tokens} tokens",
         load=f"; {AT_ONCE} questions at once for what they know",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from expert_router.commands.measuring import AT_ONCE, require_packages
@@ -72,12 +73,14 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
     from expert_router.evaluation.questions import unanswerable_questions
     from expert_router.evaluation.variants import WithoutAnswers
     from expert_router.knowledge.grounding import texts_read
+    from expert_router.serving.build import build_library
     from expert_router.training.examples import holds_key, read_questions
 
-    limit = parts.settings.knowledge.passages
+    library = build_library(parts)
+    assert library is not None  # the expert reads
 
-    def search(question: str) -> list[Found]:
-        return parts.knowledge.search(expert.name, question, limit=limit)
+    def search(question: str) -> Sequence[Found]:
+        return library.look_up(expert.name, question)
 
     def answers(item: QuestionAnswer, found: Sequence[Found]) -> bool:
         return any(holds_key(text, item.keys) for text in texts_read(found))
@@ -90,8 +93,9 @@ def _questions(parts: Parts, data: Path, expert: Expert) -> Sequence[tuple[str, 
     answered = [(text, found, True) for item, (text, found) in zip(items, asked, strict=True) if answers(item, found)]
     if nobodys:
         return answered + [(text, search(text), False) for text in nobodys]
-    without = WithoutAnswers(parts.knowledge, {item.question: item.keys for item in items})
-    return answered + [(i.question, without.search(expert.name, i.question, limit=limit), False) for i in items]
+    keys = {item.question: item.keys for item in items}
+    without = replace(library, knowledge=WithoutAnswers(library.knowledge, keys))
+    return answered + [(item.question, without.look_up(expert.name, item.question), False) for item in items]
 
 
 async def _ask(engine: Engine, expert: Expert, questions: Sequence[tuple[str, Sequence[Found], bool]]) -> list[Asked]:

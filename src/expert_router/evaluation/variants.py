@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expert_router.serving.build import assemble
-from expert_router.serving.deployment import Library
 from expert_router.training.examples import passage_holds
 from expert_router.types import GENERAL
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from expert_router.ports import Engine, Knowledge, Router
+    from expert_router.serving.deployment import Library
     from expert_router.serving.dispatcher import Dispatcher
     from expert_router.serving.parts import Parts
     from expert_router.types import Found
@@ -92,7 +92,7 @@ def build_variants(
         return Variants(configured, by_name, {})
     by_name[BASE_KNOWLEDGE] = assemble(parts, router, engine, library=library, experts=bare)
     by_name[ADAPTER_KNOWLEDGE] = configured
-    without = Library(WithoutAnswers(library.knowledge, keys), library.passages)
+    without = replace(library, knowledge=WithoutAnswers(library.knowledge, keys))
     withheld = {
         BASE_KNOWLEDGE: assemble(parts, router, engine, library=without, experts=bare),
         ADAPTER_KNOWLEDGE: assemble(parts, router, engine, library=without),

@@ -97,7 +97,13 @@ class RouterArtifact:
     @classmethod
     def load(cls, folder: Path) -> RouterArtifact:
         """Raises ``ConfigError`` when the folder is not a whole router artifact."""
-        manifest = read_artifact(folder)
+        try:
+            manifest = read_artifact(folder)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} `git checkout artifacts/` brings back the router that ships; a new one: "
+                "expert-router train router"
+            ) from error
         try:
             with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
                 head = LinearHead(arrays["weights_LD"], arrays["bias_L"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
+from heapq import nlargest
 from math import log
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -75,5 +76,5 @@ def doubt_of(first: Chunk) -> float | None:
 
 
 def match_of(found: Sequence[Found]) -> float:
-    """How similar what was found is to the question, all of it together."""
-    return fmean(hit.similarity for hit in found)
+    """How similar what was found is to the question: the two closest passages, as one alone may be so by chance."""
+    return fmean(nlargest(2, (hit.similarity for hit in found)))

@@ -216,8 +216,10 @@ def _keeping(settings: Settings) -> Keeping:
 
 def build_library(parts: Parts) -> Library | None:
     """What the experts read from; ``None`` when retrieval is off or none of them has anything to read."""
-    limit = parts.settings.knowledge.passages
-    return Library(parts.knowledge, limit) if limit and any(e.knowledge for e in parts.experts.values()) else None
+    reading = parts.settings.knowledge
+    if not reading.passages or not any(expert.knowledge for expert in parts.experts.values()):
+        return None
+    return Library(parts.knowledge, reading.passages, reading.margin)
 
 
 def build_examples(parts: Parts, router: Router) -> Examples | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING
 
 from expert_router.errors import InvalidRequestError, UnknownModelError
+from expert_router.knowledge.grounding import worth_reading
 from expert_router.routing.explanation import explain
 from expert_router.routing.policy import forced
 from expert_router.routing.splitting import split_question
@@ -25,10 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """What the experts read from, and how many passages one is given."""
+    """What the experts read from; one is given at most so many ``passages``, those ``worth_reading``."""
 
     knowledge: Knowledge
     passages: int
+    margin: float = inf
+
+    def look_up(self, expert: str, question: str, history: Sequence[str] = ()) -> tuple[Found, ...]:
+        """What an expert reads before it answers, best first; ``history`` holds the earlier user turns."""
+        return tuple(worth_reading(self.knowledge.search(expert, question, history, self.passages), self.margin))
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,7 @@ class Deployment:
         """What the expert reads before it answers the last of the user's turns."""
         if self.library is None or expert.knowledge is None:
             return ()
-        knowledge, limit = self.library.knowledge, self.library.passages
-        return tuple(await asyncio.to_thread(knowledge.search, expert.name, turns[-1], turns[:-1], limit))
+        return await asyncio.to_thread(self.library.look_up, expert.name, turns[-1], turns[:-1])
 
     async def explain(self, query: str, history: Sequence[str] = (), nearest: int = 5) -> Explanation:
         """Why ``decide`` decides so; up to ``nearest`` examples once ``read_examples`` has been through.

@@ -51,9 +51,9 @@ class Repeating:
         if identity is None:
             return None
         messages = expert_messages(expert, [*system, Message("user", "")], others)
-        passages = deployed.library.passages if deployed.library else 0
+        read = (deployed.library.passages, deployed.library.margin) if deployed.library else None
         return answer_key(
-            namespace=repr((self.keeping.namespace, deployed.version, passages)),
+            namespace=repr((self.keeping.namespace, deployed.version, read)),
             client=self.keeping.whose(request.client),
             engine=engine.name,
             identity=identity,

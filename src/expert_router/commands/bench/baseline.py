@@ -90,7 +90,7 @@ def _dispatchers(parts: Parts) -> dict[str, Dispatcher]:
     from expert_router.serving.build import assemble, build_engine, build_library, build_router
 
     router, engine, library = build_router(parts), build_engine(parts), build_library(parts)
-    ways = {"ours, nothing read": None} | ({f"ours, {library.passages} passages": library} if library else {})
+    ways = {"ours, nothing read": None} | ({f"ours, up to {library.passages} passages": library} if library else {})
     return {way: assemble(parts, router, engine, library=read) for way, read in ways.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,14 +48,13 @@ def run(args: Namespace, settings: Settings) -> int:
 def _dispatcher(cases: Sequence[Case], settings: Settings) -> Dispatcher:
     from expert_router.evaluation.injection import Planted
     from expert_router.serving.build import assemble, build_engine, build_library, build_router
-    from expert_router.serving.deployment import Library
     from expert_router.serving.parts import build_parts
 
     parts = build_parts(settings, progress=True)
     library = build_library(parts)
     planted = {case.said: case.passage for case in cases if case.passage is not None}
     if library is not None:
-        library = Library(Planted(library.knowledge, planted), library.passages)
+        library = replace(library, knowledge=Planted(library.knowledge, planted))
     return assemble(parts, build_router(parts), build_engine(parts), library=library)
 
 
