@@ -56,7 +56,7 @@ data: $(VENV)/.serve  ## validate, clean and split data/raw into data/processed
 tiny := $(filter tiny,$(PROFILE))
 RECIPE := --passes 2 $(if $(tiny),--rank 4 --learning-rate 6e-4)
 FALSE_REFUSALS_sleep := $(if $(tiny),0.05,0.03)
-FALSE_REFUSALS_cars := $(if $(tiny),0.05,0.01)
+FALSE_REFUSALS_cars := 0.01
 
 train: train-sleep train-cars  ## train both experts on the configured base, install their adapters, find when they refuse
 
