@@ -387,15 +387,19 @@ async def test_a_burst_waits_until_the_queue_has_stood_for_a_while() -> None:
     assert (door.running, door.waiting) == (0, 0)
 
 
-async def test_before_all_were_ever_taken_the_pace_until_then_says_how_long_it_may_take() -> None:
-    door = door_of(2)
+async def test_how_long_one_alone_took_refuses_no_burst_and_says_when_to_come_back() -> None:
+    door = door_of(2, max_queue=30, queue_timeout_s=1.4)
     async with door.slot():
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # thirty times that is longer than the queue's time
     holders = [Guest(door), Guest(door)]
-    waiter = Guest(door)
-    await asyncio.sleep(0.05)
-    assert "would come free" in (await refused(enter_in(door, 0.04))).message
-    await all_leave(*holders, waiter)
+    burst = [asyncio.create_task(enter_and_leave(door)) for _ in range(30)]
+    await turns()
+    assert door.waiting == 30
+    error = await refused(enter_and_leave(door))
+    assert "too many" in error.message
+    assert error.retry_after_s == 2
+    await all_leave(*holders)
+    await asyncio.gather(*burst)
 
 
 async def test_before_anything_is_measured_as_many_may_wait_as_may_run() -> None:

@@ -59,7 +59,7 @@ class Admission:
         self._drain = DrainRate()
         """While nobody can come in."""
         self._pace = DrainRate()
-        """While any is: slower than the engine could be, for as long as nothing else is known."""
+        """While any is: slower than the engine could be, so it says when to come back and refuses nobody."""
         self._full_since: float | None = None
         self._prefills = 0
         self.running = 0
@@ -179,7 +179,7 @@ class Admission:
             raise self._refusal("too many of your requests are waiting")
         standing = self._full_since is not None and now - self._full_since > ticket.expected_wait_s
         within_s = min(self._queue_timeout_s, ticket.deadline - now, ticket.expected_wait_s if standing else inf)
-        ahead, gap_s = min(self._queue.ahead_of(ticket.client), queued), self._gap_s(now)
+        ahead, gap_s = min(self._queue.ahead_of(ticket.client), queued), self._drain.gap_s(now)
         if gap_s is None and standing and ahead >= self._max_running:
             raise self._refusal("too many requests are waiting")
         if within_s <= 0 or (gap_s is not None and ahead * gap_s > within_s):
