@@ -115,7 +115,7 @@ async def test_without_memory_its_requests_fail_and_the_next_are_answered(server
 
     samples = await ask_many(server.url, 8, LONG, take_memory)
     ends = {sample.error for sample in samples}
-    # a stack that must grow first is the kernel's to refuse: signal 11 (SIGSEGV), which nothing in a process can turn into words
+    # where a stack has to grow the kernel says no, by SIGSEGV, which nothing in the process can turn into words
     ways = ("no memory left", "ended (out of memory)", "ended (by signal 11)")
     assert all(any(way in end for way in ways) for end in ends), ends
     eventually(lambda: server.ready()["engine"]["ended"]["random"]["last"] in {"out of memory", "by signal 11"})

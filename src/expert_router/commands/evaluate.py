@@ -274,6 +274,7 @@ def _about(
         data=", ".join(map(str, args.data)) if args.data else PREPARED,
         limit=args.limit,
         settings=f"profile {settings.profile}, engine {settings.engine.name}, {settings.engine.base_model}, router "
-        f"{settings.router.name}, up to {settings.knowledge.passages} passages, at most {settings.serving.max_tokens} tokens",
+        f"{settings.router.name}, up to {settings.knowledge.passages} passages, at most {settings.serving.max_tokens} "
+        "tokens",
         load=f", {AT_ONCE} questions at once",
     )
